@@ -1,0 +1,37 @@
+package main
+
+import (
+	"fmt"
+
+	"github.com/spf13/cobra"
+
+	"github.com/sisod/sisod/internal/daemon"
+	"github.com/sisod/sisod/profiles"
+)
+
+func checkCommand(p *places) *cobra.Command {
+	return &cobra.Command{
+		Use:   "check [PATH]",
+		Short: "validate profiles; needs neither root nor a kernel",
+		Long: `Check reads a configuration folder (or one profile) and reports every mistake
+with its place. Exit code 0: valid, 1: not.`,
+		Args: cobra.MaximumNArgs(1),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			path := p.config
+			if len(args) == 1 {
+				path = args[0]
+			}
+			path, err := daemon.Absolute(path)
+			if err != nil {
+				return err
+			}
+			c, err := profiles.Load("", path)
+			if err != nil {
+				return err
+			}
+			fmt.Fprintf(cmd.OutOrStdout(), "%s: valid: %s, %s, %s in %s\n", path,
+				plural(len(c.Uplinks), "uplink"), plural(len(c.Rules), "rule"), plural(len(c.Routes), "route"), plural(len(c.Files), "file"))
+			return nil
+		},
+	}
+}

@@ -1,0 +1,130 @@
+package main
+
+import (
+	"encoding/json"
+	"fmt"
+	"io"
+	"os"
+	"strings"
+
+	"github.com/spf13/cobra"
+
+	"github.com/sisod/sisod/internal/daemon"
+	"github.com/sisod/sisod/internal/state"
+)
+
+func planCommand(p *places) *cobra.Command {
+	var format string
+	cmd := &cobra.Command{
+		Use:   "plan",
+		Short: "show what apply would do",
+		Long: `Plan compares profiles and kernel and shows the steps between them, in order.
+Exit code 0: nothing to do, 2: there are changes, 1: error.`,
+		Args: cobra.NoArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			if format != "text" && format != "json" && format != "script" {
+				return fmt.Errorf("-o is %q: expected text, json or script", format)
+			}
+			s, err := p.open()
+			if err != nil {
+				return err
+			}
+			defer s.close()
+			pass, err := s.look(cmd.Context())
+			if err != nil {
+				return err
+			}
+			out := cmd.OutOrStdout()
+			switch format {
+			case "json":
+				err = planJSON(out, pass)
+			case "script":
+				planScript(out, pass)
+			default:
+				planText(out, p.palette(os.Stdout), pass)
+			}
+			if err == nil && !pass.Plan.Empty() {
+				err = exitCode(exitMore)
+			}
+			return err
+		},
+	}
+	cmd.Flags().StringVarP(&format, "output", "o", "text", "text, json, or script (the ip and sysctl commands)")
+	return cmd
+}
+
+func planText(w io.Writer, pal palette, pass daemon.Pass) {
+	for _, line := range problemsText(pal, pass) {
+		fmt.Fprintln(w, line)
+	}
+	if pass.Plan.Empty() {
+		fmt.Fprintln(w, "nothing to do")
+		return
+	}
+	for _, s := range pass.Plan.Steps {
+		for _, line := range stepLines(pal, s, pass.Plan.Names) {
+			fmt.Fprintln(w, line)
+		}
+	}
+	fmt.Fprintln(w, plural(len(pass.Plan.Steps), "step"))
+}
+
+// stepLines spells a step, a route to a line.
+func stepLines(pal palette, s state.Step, names state.Names) []string {
+	paint := pal.good
+	switch {
+	case s.Op.Removes():
+		paint = pal.bad
+	case s.Op != state.Add:
+		paint = pal.warn
+	}
+	var lines []string
+	for object := range strings.SplitSeq(s.Object.Spell(names), "\n") {
+		line := fmt.Sprintf("%s %-10s %s", paint(s.Op.Sign()), s.Object.Kind(), object)
+		if r, ok := s.Object.(state.Rule); ok && r.Family == state.IPv6 {
+			line = fmt.Sprintf("%s %-10s %s", paint(s.Op.Sign()), "rule -6", object)
+		}
+		if s.Origin != "" {
+			line += pal.dim("   # " + s.Origin)
+		}
+		lines = append(lines, line)
+	}
+	return lines
+}
+
+func planScript(w io.Writer, pass daemon.Pass) {
+	fmt.Fprintln(w, "#!/bin/sh -ex")
+	for _, c := range pass.Plan.Commands() {
+		fmt.Fprintln(w, c)
+	}
+}
+
+// planVersion is the version of the JSON of plan.
+const planVersion = 1
+
+func planJSON(w io.Writer, pass daemon.Pass) error {
+	type step struct {
+		Op       string   `json:"op"`
+		Kind     string   `json:"kind"`
+		Object   string   `json:"object"`
+		Profile  string   `json:"profile,omitempty"`
+		Commands []string `json:"commands"`
+	}
+	doc := struct {
+		Version  int             `json:"version"`
+		Steps    []step          `json:"steps"`
+		Problems []state.Problem `json:"problems"`
+	}{Version: planVersion, Steps: []step{}, Problems: pass.Desired.Problems}
+	if doc.Problems == nil {
+		doc.Problems = []state.Problem{}
+	}
+	for _, s := range pass.Plan.Steps {
+		doc.Steps = append(doc.Steps, step{
+			Op: s.Op.String(), Kind: s.Object.Kind().String(), Object: s.Object.Spell(pass.Plan.Names),
+			Profile: s.Origin, Commands: s.Object.Commands(s.Op, pass.Plan.Names),
+		})
+	}
+	e := json.NewEncoder(w)
+	e.SetIndent("", "  ")
+	return e.Encode(doc)
+}

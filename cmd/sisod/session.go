@@ -1,0 +1,113 @@
+package main
+
+import (
+	"context"
+	"fmt"
+	"log/slog"
+	"os"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/sisod/sisod/internal/daemon"
+	"github.com/sisod/sisod/internal/kernel"
+	"github.com/sisod/sisod/profiles"
+)
+
+// session is one command at work: the profiles loaded, the kernel open.
+type session struct {
+	places *places
+	config *profiles.Config
+	host   *kernel.Host
+}
+
+// open loads the profiles and opens the kernel.
+func (p *places) open() (*session, error) {
+	dir, err := daemon.Absolute(p.config)
+	if err != nil {
+		return nil, err
+	}
+	config, err := profiles.Load("", dir)
+	if err != nil {
+		return nil, err
+	}
+	host, err := p.openHost(newLog(slog.LevelWarn))
+	if err != nil {
+		return nil, err
+	}
+	return &session{p, config, host}, nil
+}
+
+func (p *places) openHost(log *slog.Logger) (*kernel.Host, error) {
+	return kernel.Open(kernel.Options{RunDir: p.run, IPRoute2Dir: p.iproute2, Log: log})
+}
+
+func (s *session) close() { s.host.Close() }
+
+// look reads everything and plans.
+func (s *session) look(ctx context.Context) (daemon.Pass, error) {
+	return daemon.Look(ctx, s.host, s.config, kernel.AllParts, true)
+}
+
+// newLog writes lines for people; under systemd the journal has the time.
+func newLog(level slog.Level) *slog.Logger {
+	o := &slog.HandlerOptions{Level: level}
+	if os.Getenv("JOURNAL_STREAM") != "" {
+		o.ReplaceAttr = func(groups []string, a slog.Attr) slog.Attr {
+			if len(groups) == 0 && a.Key == slog.TimeKey {
+				return slog.Attr{}
+			}
+			return a
+		}
+	}
+	return slog.New(slog.NewTextHandler(os.Stderr, o))
+}
+
+// mayChange refuses early, before half of a plan is done.
+func mayChange(verb string) error {
+	var header unix.CapUserHeader
+	header.Version = unix.LINUX_CAPABILITY_VERSION_3
+	var data [2]unix.CapUserData
+	if err := unix.Capget(&header, &data[0]); err != nil {
+		return fmt.Errorf("read capabilities: %w", err)
+	}
+	if data[0].Effective&(1<<unix.CAP_NET_ADMIN) == 0 {
+		return fmt.Errorf("%s changes the kernel's routing and needs CAP_NET_ADMIN: run it as root, e.g. with sudo", verb)
+	}
+	return nil
+}
+
+// problemsText is what a person reads about problems.
+func problemsText(pal palette, pass daemon.Pass) []string {
+	var lines []string
+	for _, p := range pass.Desired.Problems {
+		line := pal.warn("problem") + "  " + p.Subject + ": " + p.Text
+		if p.Origin != "" {
+			line += pal.dim("  " + p.Origin)
+		}
+		lines = append(lines, line)
+	}
+	return lines
+}
+
+// age is a time ago, short.
+func age(t time.Time) string {
+	switch d := time.Since(t); {
+	case d < time.Minute:
+		return fmt.Sprintf("%ds ago", int(d.Seconds()))
+	case d < time.Hour:
+		return fmt.Sprintf("%dm ago", int(d.Minutes()))
+	case d < 48*time.Hour:
+		return fmt.Sprintf("%dh ago", int(d.Hours()))
+	default:
+		return fmt.Sprintf("%dd ago", int(d.Hours()/24))
+	}
+}
+
+// plural is "1 step" or "3 steps".
+func plural(n int, noun string) string {
+	if n == 1 {
+		return "1 " + noun
+	}
+	return fmt.Sprintf("%d %ss", n, noun)
+}

@@ -1,0 +1,77 @@
+package main
+
+import (
+	"fmt"
+	"io"
+	"net/netip"
+	"os"
+	"text/tabwriter"
+
+	"github.com/spf13/cobra"
+
+	"github.com/sisod/sisod/internal/daemon"
+	"github.com/sisod/sisod/internal/state"
+)
+
+func showCommand(p *places) *cobra.Command {
+	var all bool
+	cmd := &cobra.Command{
+		Use:   "show",
+		Short: "the desired state in iproute2's words, with the profile line that asked for it",
+		Args:  cobra.NoArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			s, err := p.open()
+			if err != nil {
+				return err
+			}
+			defer s.close()
+			pass, err := s.look(cmd.Context())
+			if err != nil {
+				return err
+			}
+			return show(cmd.OutOrStdout(), p.palette(os.Stdout), pass, all)
+		},
+	}
+	cmd.Flags().BoolVarP(&all, "all", "a", false, "write out long prefix lists")
+	return cmd
+}
+
+// show prints the desired state object by object, in the order of apply.
+func show(w io.Writer, pal palette, pass daemon.Pass, all bool) error {
+	// From nothing to desired is everything, in order.
+	plan := state.Diff(state.Observed{State: state.New()}, pass.Desired)
+	for number, name := range pass.Plan.Names {
+		plan.Names[number] = name
+	}
+	tw := tabwriter.NewWriter(w, 0, 0, 2, ' ', 0)
+	line := func(text, origin string) {
+		if origin != "" {
+			text += "\t" + pal.dim("# "+origin)
+		}
+		fmt.Fprintln(tw, text)
+	}
+	for _, s := range plan.Steps {
+		switch o := s.Object.(type) {
+		case state.RouteSet:
+			if len(o.Dsts) > 64 && !all {
+				line(prefixOf(o.Family, "route ")+o.Spell(plan.Names), s.Origin)
+				continue
+			}
+			for r := range o.All() {
+				line(prefixOf(o.Family, "route ")+r.Spell(plan.Names), pass.Desired.Origin(state.RouteSet{Way: o.Way, Dsts: []netip.Prefix{r.Dst}}))
+			}
+		case state.Rule:
+			line(prefixOf(o.Family, "rule ")+o.Spell(plan.Names), s.Origin)
+		default:
+			line(o.Kind().String()+" "+o.Spell(plan.Names), s.Origin)
+		}
+	}
+	return tw.Flush()
+}
+
+func prefixOf(f state.Family, word string) string {
+	if f == state.IPv6 {
+		return "-6 " + word
+	}
+	return word
+}

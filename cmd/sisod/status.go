@@ -1,0 +1,264 @@
+package main
+
+import (
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"net/netip"
+	"os"
+	"strings"
+	"text/tabwriter"
+
+	"github.com/spf13/cobra"
+
+	"github.com/sisod/sisod/internal/daemon"
+	"github.com/sisod/sisod/internal/state"
+	"github.com/sisod/sisod/profiles"
+	"github.com/sisod/sisod/routing"
+)
+
+func statusCommand(p *places) *cobra.Command {
+	var format string
+	cmd := &cobra.Command{
+		Use:   "status",
+		Short: "uplinks, problems, drift, and what the daemon did last",
+		Long: `Status looks at the kernel, the profiles and the daemon.
+Exit code 0: all in order, 2: drift or problems, 1: error.`,
+		Args: cobra.NoArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			if format != "text" && format != "json" {
+				return fmt.Errorf("-o is %q: expected text or json", format)
+			}
+			st, err := p.status(cmd)
+			if err != nil {
+				return err
+			}
+			if format == "json" {
+				e := json.NewEncoder(cmd.OutOrStdout())
+				e.SetIndent("", "  ")
+				err = e.Encode(st)
+			} else {
+				err = st.text(cmd.OutOrStdout(), p.palette(os.Stdout))
+			}
+			if err == nil && !st.InOrder {
+				err = exitCode(exitMore)
+			}
+			return err
+		},
+	}
+	cmd.Flags().StringVarP(&format, "output", "o", "text", "text or json")
+	return cmd
+}
+
+// statusVersion is the version of the JSON of status.
+const statusVersion = 1
+
+// status is what the command shows; its JSON is an interface of the product.
+type status struct {
+	Version     int             `json:"version"`
+	InOrder     bool            `json:"in_order"`
+	ConfigError string          `json:"config_error,omitempty"`
+	LastGood    bool            `json:"last_good,omitempty"` // the kept configuration is shown instead
+	Held        bool            `json:"held"`
+	Uplinks     []uplinkStatus  `json:"uplinks"`
+	Problems    []state.Problem `json:"problems"`
+	Drift       []driftStatus   `json:"drift"`
+	Daemon      *daemon.Report  `json:"daemon"` // null: no daemon runs
+}
+
+// uplinkStatus is one uplink in one family.
+type uplinkStatus struct {
+	Name      string       `json:"name"`
+	Interface string       `json:"interface"`
+	Family    string       `json:"family"`
+	State     string       `json:"state"` // up, no-carrier, guarded, waiting, unused
+	Table     uint32       `json:"table"`
+	Gateway   string       `json:"gateway,omitempty"` // an address, or "none": point-to-point
+	Source    string       `json:"gateway_source,omitempty"`
+	Addresses []netip.Addr `json:"addresses"`
+	Trouble   string       `json:"trouble,omitempty"`
+}
+
+type driftStatus struct {
+	Op     string `json:"op"`
+	Kind   string `json:"kind"`
+	Object string `json:"object"`
+}
+
+// status looks at everything. Profiles that do not load are no reason to show
+// nothing: the last good ones are looked at, as the daemon does.
+func (p *places) status(cmd *cobra.Command) (*status, error) {
+	st := &status{Version: statusVersion, Uplinks: []uplinkStatus{}, Problems: []state.Problem{}, Drift: []driftStatus{}}
+	var err error
+	if st.Daemon, err = daemon.ReadReport(p.run); err != nil {
+		return nil, err
+	}
+	s, err := p.open()
+	var invalid profiles.Errors
+	if errors.As(err, &invalid) {
+		st.ConfigError, st.LastGood = invalid.Error(), true
+		s, err = p.openLastGood()
+	}
+	if err != nil {
+		return nil, err
+	}
+	if s == nil {
+		st.LastGood = false
+		return st, nil
+	}
+	defer s.close()
+	st.Held = s.host.Held()
+	pass, err := s.look(cmd.Context())
+	if err != nil {
+		return nil, err
+	}
+	for _, e := range pass.Exits {
+		st.Uplinks = append(st.Uplinks, uplinkOf(e))
+	}
+	st.Problems = append(st.Problems, pass.Desired.Problems...)
+	for _, step := range pass.Plan.Steps {
+		for object := range strings.SplitSeq(step.Object.Spell(pass.Plan.Names), "\n") {
+			st.Drift = append(st.Drift, driftStatus{step.Op.String(), step.Object.Kind().String(), object})
+		}
+	}
+	st.InOrder = st.ConfigError == "" && len(st.Problems) == 0 && len(st.Drift) == 0 &&
+		(st.Daemon == nil || len(st.Daemon.Failures) == 0 && len(st.Daemon.Fights) == 0)
+	return st, nil
+}
+
+func uplinkOf(e *routing.Exit) uplinkStatus {
+	u := uplinkStatus{
+		Name: e.Uplink, Interface: e.Interface, Family: e.Family.String(), Table: e.Table,
+		Addresses: e.Addresses, Trouble: e.Trouble, State: e.State(),
+	}
+	if u.Addresses == nil {
+		u.Addresses = []netip.Addr{}
+	}
+	if e.Out {
+		u.Gateway, u.Source = "none", e.Gateway.Source
+		if e.Gateway.Via.IsValid() {
+			u.Gateway = e.Gateway.Via.String()
+		}
+	}
+	return u
+}
+
+func (st *status) text(w io.Writer, pal palette) error {
+	if st.ConfigError != "" {
+		fmt.Fprintln(w, pal.bad("profiles do not load, nothing in them is in force:"))
+		fmt.Fprintln(w, st.ConfigError)
+		if st.LastGood {
+			fmt.Fprintln(w, pal.warn("the last good configuration stands in:"))
+		}
+	}
+	if st.Held {
+		fmt.Fprintln(w, pal.warn("flushed: held until sisod apply, a reload or a restart"))
+	}
+	fmt.Fprintln(w, pal.bold("uplinks"))
+	tw := tabwriter.NewWriter(w, 0, 0, 2, ' ', 0)
+	for _, u := range st.Uplinks {
+		fmt.Fprintf(tw, "  %s\t%s\t%s\t%s\t%s\t%s\n", u.Name, u.Interface, u.Family, paintState(pal, u.State), gatewayText(u), addressText(u.Addresses))
+	}
+	if err := tw.Flush(); err != nil {
+		return err
+	}
+	if len(st.Uplinks) == 0 {
+		fmt.Fprintln(w, "  none")
+	}
+	section := func(title string, lines []string) {
+		if len(lines) == 0 {
+			return
+		}
+		fmt.Fprintln(w, pal.bold(title))
+		for _, l := range lines {
+			fmt.Fprintln(w, "  "+l)
+		}
+	}
+	var lines []string
+	for _, p := range st.Problems {
+		line := pal.warn(p.Subject) + ": " + p.Text
+		if p.Origin != "" {
+			line += pal.dim("  " + p.Origin)
+		}
+		lines = append(lines, line)
+	}
+	section("problems", lines)
+	lines = nil
+	for _, d := range st.Drift {
+		lines = append(lines, fmt.Sprintf("%s %s %s", pal.warn("to "+d.Op), d.Kind, d.Object))
+	}
+	section("drift", lines)
+	fmt.Fprintln(w, pal.bold("daemon"))
+	if st.Daemon == nil {
+		fmt.Fprintln(w, "  not running: nothing follows changes (systemctl start sisod, or sisod run)")
+	} else {
+		st.daemonText(w, pal)
+	}
+	return nil
+}
+
+func (st *status) daemonText(w io.Writer, pal palette) {
+	d := st.Daemon
+	fmt.Fprintf(w, "  running, pid %d, started %s, last pass %s, %s\n", d.PID, age(d.Started), age(d.LastPass), plural(d.Repairs, "repair"))
+	for _, f := range d.Failures {
+		fmt.Fprintf(w, "  %s %s\n", pal.bad("failed"), f.Error)
+	}
+	for _, f := range d.Fights {
+		fmt.Fprintf(w, "  %s %s\n", pal.warn("fight"), f)
+	}
+	for _, s := range d.Steps[max(0, len(d.Steps)-8):] {
+		fmt.Fprintf(w, "  %s %s %s %s%s\n", pal.dim(s.Time.Format("15:04:05")), s.Op, s.Kind, s.Object, pal.dim("  "+s.Reason))
+	}
+}
+
+func paintState(pal palette, s string) string {
+	switch s {
+	case routing.StateUp:
+		return pal.good(s)
+	case routing.StateUnused:
+		return pal.dim(s)
+	}
+	return pal.warn(s)
+}
+
+func gatewayText(u uplinkStatus) string {
+	switch {
+	case u.Gateway == "none":
+		return "point-to-point"
+	case u.Gateway != "":
+		return "via " + u.Gateway + ", " + u.Source
+	}
+	return "-"
+}
+
+// shownAddresses is how many addresses of an uplink fit on its line.
+const shownAddresses = 4
+
+func addressText(list []netip.Addr) string {
+	if len(list) == 0 {
+		return "-"
+	}
+	var words []string
+	for _, a := range list[:min(len(list), shownAddresses)] {
+		words = append(words, a.String())
+	}
+	if more := len(list) - shownAddresses; more > 0 {
+		words = append(words, fmt.Sprintf("and %d more", more))
+	}
+	return "from " + strings.Join(words, " ")
+}
+
+// openLastGood opens the kept configuration; nil when there is none.
+func (p *places) openLastGood() (*session, error) {
+	config, err := daemon.LastGood(p.state, p.config)
+	if err != nil || config == nil {
+		return nil, err
+	}
+	host, err := p.openHost(newLog(slog.LevelWarn))
+	if err != nil {
+		return nil, err
+	}
+	return &session{p, config, host}, nil
+}

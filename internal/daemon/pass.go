@@ -1,0 +1,89 @@
+// Package daemon joins the rooms: it loads profiles, reads the kernel, works
+// out the difference and applies it, once or for as long as the host runs.
+//
+// It knows when to do a pass and what to tell the operator; what is wanted is
+// the business of routing, and how it gets into the kernel that of kernel.
+package daemon
+
+import (
+	"context"
+	"fmt"
+	"maps"
+	"slices"
+
+	"github.com/sisod/sisod/internal/kernel"
+	"github.com/sisod/sisod/internal/state"
+	"github.com/sisod/sisod/profiles"
+	"github.com/sisod/sisod/routing"
+)
+
+// Pass is one look at the host: what is wanted, what is there, and the plan
+// between the two.
+type Pass struct {
+	Facts    state.Facts
+	Observed state.Observed
+	Desired  state.Desired
+	Exits    []*routing.Exit
+	Plan     state.Plan
+	Tables   []uint32 // those of sisod's
+}
+
+// Look reads the named parts of the kernel and plans. With sweep it finds
+// sisod's routes in any table, also in those that no record names any more.
+func Look(ctx context.Context, h *kernel.Host, c *profiles.Config, parts kernel.Parts, sweep bool) (Pass, error) {
+	q := kernel.Query{
+		Interfaces: c.Interfaces(),
+		Window:     [2]uint32{c.Settings.Priority, c.Settings.Priority + profiles.Window - 1},
+		Sysctls:    routing.Sysctls(c),
+		Sweep:      sweep,
+	}
+	// The names tell which tables to read.
+	snapshot, err := h.Read(ctx, q, parts&kernel.PartNames)
+	if err != nil {
+		return Pass{}, err
+	}
+	tables := routing.Assign(c, snapshot.Facts)
+	q.Tables = tables.Numbers(c)
+	for _, number := range snapshot.Facts.OwnTables {
+		q.Tables = append(q.Tables, number)
+	}
+	slices.Sort(q.Tables)
+	q.Tables = slices.Compact(q.Tables)
+	if snapshot, err = h.Read(ctx, q, parts&^kernel.PartNames); err != nil {
+		return Pass{}, err
+	}
+	p := Pass{Facts: snapshot.Facts, Observed: snapshot.Observed, Tables: q.Tables}
+	p.Desired, p.Exits = routing.Desired(c, tables, p.Facts)
+	p.Plan = state.Diff(p.Observed, p.Desired)
+	for number, name := range tables.Names() {
+		p.Plan.Names[number] = name
+	}
+	return p, nil
+}
+
+// Apply remembers the gateways in use and applies the plan of a pass. report
+// is told what became of each step.
+func (p Pass) Apply(ctx context.Context, h *kernel.Host, report func(kernel.Outcome)) ([]kernel.Outcome, error) {
+	if !maps.Equal(p.Desired.Known, p.Facts.Known) {
+		if err := h.Remember(p.Desired.Known); err != nil {
+			return nil, fmt.Errorf("record gateways: %w", err)
+		}
+	}
+	if p.Plan.Empty() {
+		return nil, nil
+	}
+	return h.Apply(ctx, p.Plan, report), nil
+}
+
+// Flush plans to give the host back: nothing of sisod's, all values as found.
+func Flush(ctx context.Context, h *kernel.Host) (Pass, error) {
+	q := kernel.Query{Sweep: true}
+	snapshot, err := h.Read(ctx, q, kernel.AllParts)
+	if err != nil {
+		return Pass{}, err
+	}
+	p := Pass{Facts: snapshot.Facts, Observed: snapshot.Observed}
+	p.Desired.State = state.New()
+	p.Plan = state.Diff(p.Observed, p.Desired)
+	return p, nil
+}

@@ -1,0 +1,316 @@
+package kernel
+
+import (
+	"cmp"
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"os"
+	"sync"
+	"syscall"
+	"time"
+
+	"golang.org/x/sys/unix"
+)
+
+// defaultEventBuffer is how many bytes of messages wait in the kernel before
+// it begins to drop them.
+const defaultEventBuffer = 1 << 20
+
+// lostEvents is the reason of an event that stands for those that were lost.
+const lostEvents = "lost events"
+
+// eventGroups are the multicast groups of NETLINK_ROUTE that tell of what a
+// plan depends on. Neighbours are not among them: they change with traffic.
+var eventGroups = [...]int{
+	unix.RTNLGRP_LINK,
+	unix.RTNLGRP_IPV4_IFADDR, unix.RTNLGRP_IPV6_IFADDR,
+	unix.RTNLGRP_IPV4_ROUTE, unix.RTNLGRP_IPV6_ROUTE,
+	unix.RTNLGRP_IPV4_RULE, unix.RTNLGRP_IPV6_RULE,
+	unix.RTNLGRP_IPV4_NETCONF, unix.RTNLGRP_IPV6_NETCONF,
+}
+
+// Event is a hint that parts of what was read are stale.
+type Event struct {
+	Parts  Parts
+	Reason string // "address 192.0.2.1/24 added on em1", "link em1 down", "lost events"
+	// Peer is the netlink port of the socket whose request caused the change, 0
+	// when the kernel did it by itself or does not say.
+	Peer uint32
+}
+
+// Events is a stream of the changes that others make to a network namespace.
+type Events struct {
+	c    chan Event
+	done chan struct{}
+	stop context.CancelFunc
+	file *os.File
+	raw  syscall.RawConn
+	ask  *conn // for what the first messages, and those after a loss, are compared with
+	own  map[uint32]bool
+	log  *slog.Logger
+	err  error // why the stream ended by itself; read after done
+
+	mu   sync.Mutex
+	last baseline
+}
+
+// Listen begins to listen in the network namespace of the calling thread. What
+// happened before is no event: Read after Listen. The stream ends when ctx is
+// done, or with Close; a Host has one stream at a time.
+//
+// Changes made through h itself are not events, those of a second sisod are.
+func (h *Host) Listen(ctx context.Context) (*Events, error) {
+	e := &Events{
+		c: make(chan Event, 16), done: make(chan struct{}), log: h.options.Log,
+		own:  map[uint32]bool{h.conn.portID(): true},
+		last: baseline{ownGroups: echoes[int, uint32]{}, ownValues: echoes[netconfKey, int32]{}},
+	}
+	if err := e.open(h.options.EventBuffer); err != nil {
+		return nil, fmt.Errorf("listen to kernel events: %w", err)
+	}
+	h.links.listener = e
+	ctx, e.stop = context.WithCancel(ctx)
+	go e.run(ctx)
+	return e, nil
+}
+
+// open makes the sockets and takes in what the first messages are compared with.
+func (e *Events) open(buffer int) (err error) {
+	fd, err := unix.Socket(unix.AF_NETLINK, unix.SOCK_RAW|unix.SOCK_CLOEXEC|unix.SOCK_NONBLOCK, unix.NETLINK_ROUTE)
+	if err != nil {
+		return err
+	}
+	e.file = os.NewFile(uintptr(fd), "netlink events")
+	defer func() {
+		if err != nil {
+			e.close()
+		}
+	}()
+	if e.raw, err = e.file.SyscallConn(); err != nil {
+		return err
+	}
+	size := cmp.Or(buffer, defaultEventBuffer)
+	if unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_RCVBUFFORCE, size) != nil {
+		if err := unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_RCVBUF, size); err != nil {
+			return err
+		}
+	}
+	if err := e.attachFilter(nil); err != nil {
+		return fmt.Errorf("attach filter: %w", err)
+	}
+	if err := unix.Bind(fd, &unix.SockaddrNetlink{Family: unix.AF_NETLINK}); err != nil {
+		return err
+	}
+	for _, g := range eventGroups {
+		if err := unix.SetsockoptInt(fd, unix.SOL_NETLINK, unix.NETLINK_ADD_MEMBERSHIP, g); err != nil {
+			return fmt.Errorf("join group %d: %w", g, err)
+		}
+	}
+	if e.ask, err = openConn(unix.NETLINK_ROUTE); err != nil {
+		return err
+	}
+	return e.look()
+}
+
+func (e *Events) close() {
+	_ = e.file.Close()
+	if e.ask != nil {
+		e.ask.close()
+	}
+}
+
+// C is the stream. It is closed when the stream has ended.
+func (e *Events) C() <-chan Event { return e.c }
+
+// Err waits for the end of the stream and returns why it ended: nil after Close
+// or the end of its context.
+func (e *Events) Err() error {
+	<-e.done
+	return e.err
+}
+
+// Close ends the stream and waits until nothing of it runs any more.
+func (e *Events) Close() {
+	e.stop()
+	<-e.done
+}
+
+// SetInterest says which interfaces' routes in main matter, and which tables
+// are sisod's. Until it is called, of other people's routes only main's
+// defaults do.
+func (e *Events) SetInterest(interfaces []string, tables []uint32) {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	e.last.interfaces, e.last.tables = map[string]bool{}, map[uint32]bool{}
+	for _, i := range interfaces {
+		e.last.interfaces[i] = true
+	}
+	for _, t := range tables {
+		e.last.tables[t] = true
+	}
+	if err := e.attachFilter(tables); err != nil && !errors.Is(err, os.ErrClosed) {
+		// The one before stands and knows other tables: none is safer.
+		e.log.Warn("event filter not replaced, doing without", "error", err)
+		e.detachFilter()
+	}
+}
+
+// run is the stream's own goroutine.
+func (e *Events) run(ctx context.Context) {
+	defer close(e.done)
+	defer close(e.c)
+	defer e.close()
+	defer e.stop()
+	defer context.AfterFunc(ctx, func() { _ = e.file.SetReadDeadline(time.Unix(1, 0)) })()
+	buffer := make([]byte, dumpBytes)
+	for {
+		n, err := e.receive(buffer)
+		switch {
+		case ctx.Err() != nil:
+			return
+		case errors.Is(err, unix.ENOBUFS) || err == nil && n > len(buffer):
+			// Until the queue is empty the kernel drops every further message, and says
+			// so only once (net/netlink/af_netlink.c, NETLINK_S_CONGESTED).
+			e.drain(buffer)
+			// Look before telling: a change after the look comes as a message that
+			// differs from it, and one before is read by whoever is told.
+			if err := e.look(); err != nil {
+				e.log.Warn("links not read again after lost events", "error", err)
+			}
+			if !e.emit(ctx, Event{Parts: AllParts, Reason: lostEvents}) {
+				return
+			}
+		case err != nil:
+			e.err = fmt.Errorf("receive kernel events: %w", err)
+			return
+		case !e.deliver(ctx, buffer[:n]):
+			return
+		}
+	}
+}
+
+// receive waits for one datagram of the kernel and returns its true length.
+func (e *Events) receive(buffer []byte) (n int, err error) {
+	for {
+		var from unix.Sockaddr
+		wait := e.raw.Read(func(fd uintptr) bool {
+			n, from, err = unix.Recvfrom(int(fd), buffer, unix.MSG_DONTWAIT|unix.MSG_TRUNC)
+			return !errors.Is(err, unix.EAGAIN)
+		})
+		if wait != nil {
+			return 0, wait
+		}
+		if errors.Is(err, unix.EINTR) {
+			continue
+		}
+		if err != nil {
+			return 0, err
+		}
+		if sender, ok := from.(*unix.SockaddrNetlink); ok && sender.Pid == 0 {
+			return n, nil
+		}
+	}
+}
+
+// drain empties the queue.
+func (e *Events) drain(buffer []byte) {
+	_ = e.raw.Control(func(fd uintptr) {
+		for {
+			_, _, err := unix.Recvfrom(int(fd), buffer, unix.MSG_DONTWAIT)
+			if err != nil && !errors.Is(err, unix.ENOBUFS) && !errors.Is(err, unix.EINTR) {
+				return
+			}
+		}
+	})
+}
+
+// deliver turns the messages of a datagram into events. It reports whether to
+// go on.
+func (e *Events) deliver(ctx context.Context, datagram []byte) bool {
+	messages, err := syscall.ParseNetlinkMessage(datagram)
+	if err != nil {
+		return e.emit(ctx, Event{Parts: AllParts, Reason: "a message that could not be read"})
+	}
+	for _, m := range messages {
+		e.mu.Lock()
+		event, ok := e.last.interpret(m.Header.Type, m.Header.Flags, m.Data, e.own[m.Header.Pid])
+		e.mu.Unlock()
+		event.Peer = m.Header.Pid
+		if ok && !e.emit(ctx, event) {
+			return false
+		}
+	}
+	return true
+}
+
+// emit hands out an event. While nobody takes it, further ones wait in the
+// kernel, and are lost there when they are too many.
+func (e *Events) emit(ctx context.Context, event Event) bool {
+	select {
+	case e.c <- event:
+		return true
+	case <-ctx.Done():
+		return false
+	}
+}
+
+// look takes in the links and addresses that later messages are compared with.
+func (e *Events) look() error {
+	links, addresses := map[int]seenLink{}, map[seenAddress]seenAddressState{}
+	body := make([]byte, unix.SizeofIfInfomsg)
+	err := e.ask.dump(message{kind: unix.RTM_GETLINK, body: body}, func() { clear(links) }, func(kind uint16, body []byte) error {
+		if index, l, ok := decodeSeenLink(body); kind == unix.RTM_NEWLINK && ok {
+			links[index] = l
+		}
+		return nil
+	})
+	if err == nil {
+		body = make([]byte, unix.SizeofIfAddrmsg)
+		err = e.ask.dump(message{kind: unix.RTM_GETADDR, body: body}, func() { clear(addresses) }, func(kind uint16, body []byte) error {
+			if a, s, ok := decodeSeenAddress(body); kind == unix.RTM_NEWADDR && ok {
+				addresses[a] = s
+			}
+			return nil
+		})
+	}
+	if err != nil {
+		// Nothing is known then, so that every message is an event.
+		clear(links)
+		clear(addresses)
+	}
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	e.last.links, e.last.addresses, e.last.values = links, addresses, map[netconfKey]int32{}
+	return err
+}
+
+// expectGroup tells that a link is about to be put into a group by the host
+// that is listening itself. The result takes it back. A nil e does nothing.
+func (e *Events) expectGroup(index int, group uint32) (failed func()) {
+	if e == nil {
+		return func() {}
+	}
+	return expect(e, e.last.ownGroups, index, group)
+}
+
+// expectValue tells that a sysctl is about to be written by the host that is
+// listening itself. The result takes it back. A nil e does nothing.
+func (e *Events) expectValue(key netconfKey, value int32) (failed func()) {
+	if e == nil || !announced(key.value) {
+		return func() {}
+	}
+	return expect(e, e.last.ownValues, key, value)
+}
+
+func expect[K comparable, V comparable](e *Events, own echoes[K, V], key K, value V) (failed func()) {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	own[key] = append(own[key], value)
+	return func() {
+		e.mu.Lock()
+		defer e.mu.Unlock()
+		own[key] = own[key][:max(0, len(own[key])-1)]
+	}
+}

@@ -1,0 +1,258 @@
+package kernel
+
+import (
+	"cmp"
+	"fmt"
+	"net/netip"
+	"slices"
+	"strconv"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/sisod/sisod/internal/state"
+)
+
+// mainRoutesLimit is how many of main's routes on one interface and family
+// go into an uplink's table. More are a routing daemon's business.
+const mainRoutesLimit = 1000
+
+// protocolNames are the spellings of rt_protos, for messages.
+var protocolNames = map[uint8]string{
+	unix.RTPROT_REDIRECT: "redirect", unix.RTPROT_KERNEL: "kernel", unix.RTPROT_BOOT: "boot", unix.RTPROT_STATIC: "static",
+	unix.RTPROT_GATED: "gated", unix.RTPROT_RA: "ra", unix.RTPROT_MRT: "mrt", unix.RTPROT_ZEBRA: "zebra",
+	unix.RTPROT_BIRD: "bird", unix.RTPROT_XORP: "xorp", unix.RTPROT_DHCP: "dhcp", unix.RTPROT_KEEPALIVED: "keepalived",
+	unix.RTPROT_BABEL: "babel", unix.RTPROT_BGP: "bgp", unix.RTPROT_ISIS: "isis", unix.RTPROT_OSPF: "ospf",
+	unix.RTPROT_RIP: "rip", unix.RTPROT_EIGRP: "eigrp",
+}
+
+func protocolName(p uint8) string {
+	if s, ok := protocolNames[p]; ok {
+		return s
+	}
+	return "protocol " + strconv.Itoa(int(p))
+}
+
+// hostProtocols are the origins of routes that belong to the interface and
+// not to a routing daemon.
+var hostProtocols = [...]uint8{unix.RTPROT_KERNEL, unix.RTPROT_BOOT, unix.RTPROT_STATIC, unix.RTPROT_RA, unix.RTPROT_DHCP}
+
+func hostProtocol(p uint8) bool { return slices.Contains(hostProtocols[:], p) }
+
+// candidate is a learned gateway with what ranks it.
+type candidate struct {
+	state.LearnedGateway
+	metric     uint32
+	preference int // of the router that advertised itself: 1 high, 0 medium, -1 low (RFC 4191)
+	table      uint32
+}
+
+// learnGateways looks for the ways out of each interface that others told the
+// host, best first, in this order: main's defaults; where it has none, the
+// defaults of other tables; where there are none, the leases of DHCP clients. With
+// them come main's other routes on the interfaces, and how many were left
+// out of these by interface.
+func (h *Host) learnGateways(interfaces []string) ([]state.LearnedGateway, []state.Route, map[string]int, error) {
+	var gateways []state.LearnedGateway
+	var main []state.Route
+	skipped := map[string]int{}
+	_, own, err := h.readNames()
+	if err != nil {
+		return nil, nil, nil, err
+	}
+	sisods := map[uint32]bool{}
+	for _, number := range own {
+		sisods[number] = true
+	}
+	for _, link := range interfaces {
+		index := h.links.index(link)
+		if index == 0 {
+			continue
+		}
+		for _, f := range state.Families {
+			learned, routes, left, err := h.mainOf(f, index, link)
+			if err != nil {
+				return nil, nil, nil, err
+			}
+			if len(learned) == 0 {
+				if learned, err = h.defaultsElsewhere(f, index, link, sisods); err != nil {
+					return nil, nil, nil, err
+				}
+			}
+			gateways = append(gateways, best(learned)...)
+			if len(learned) == 0 && f == state.IPv4 {
+				gateways = append(gateways, h.leaseGateways(index, link)...)
+			}
+			main = append(main, routes...)
+			if left > 0 {
+				skipped[link] += left
+			}
+		}
+	}
+	return gateways, main, skipped, nil
+}
+
+// mainOf reads main's defaults and other routes on one interface.
+func (h *Host) mainOf(f state.Family, index int, link string) (defaults []candidate, routes []state.Route, skipped int, err error) {
+	var connected, others []state.Route
+	total, advertised := 0, 0
+	filter := routeFilter{family: f, table: state.TableMain, oif: index}
+	filter.restart = func() { defaults, connected, others, total, advertised = nil, nil, nil, 0, 0 }
+	err = h.conn.dumpRoutes(filter, func(r observedRoute) bool {
+		if r.Type != state.Unicast || r.Protocol == state.Protocol {
+			return true
+		}
+		if r.Dst.Bits() == 0 {
+			defaults = append(defaults, h.candidates(r, index, link)...)
+			if r.Protocol == unix.RTPROT_RA {
+				advertised++
+			}
+			return true
+		}
+		hop, single := r.Hops.Single()
+		if !single || hop.Dev != link || !hostProtocol(r.Protocol) {
+			return true
+		}
+		total++
+		switch {
+		case !hop.Via.IsValid() && len(connected) < mainRoutesLimit:
+			connected = append(connected, r.Route)
+		case hop.Via.IsValid() && len(others) < mainRoutesLimit:
+			others = append(others, r.Route)
+		}
+		return true
+	})
+	if err != nil {
+		return nil, nil, 0, fmt.Errorf("learn gateway of %s: %w", link, err)
+	}
+	if advertised > 1 {
+		if err := h.preferRouters(index, defaults); err != nil {
+			return nil, nil, 0, fmt.Errorf("learn gateway of %s: %w", link, err)
+		}
+	}
+	routes = append(connected, others...)
+	routes = routes[:min(len(routes), mainRoutesLimit)]
+	return defaults, routes, total - len(routes), nil
+}
+
+// defaultsElsewhere reads the defaults on one interface of tables that are
+// neither main nor sisod's. It asks for one origin after the other, so that the
+// kernel leaves out a million routes of sisod's own.
+func (h *Host) defaultsElsewhere(f state.Family, index int, link string, sisods map[uint32]bool) ([]candidate, error) {
+	var found []candidate
+	for _, protocol := range hostProtocols {
+		filter := routeFilter{family: f, protocol: protocol, oif: index}
+		var some []candidate
+		filter.restart = func() { some = nil }
+		err := h.conn.dumpRoutes(filter, func(r observedRoute) bool {
+			if r.Type == state.Unicast && r.Dst.Bits() == 0 && r.Table != state.TableMain && r.Table != state.TableLocal && !sisods[r.Table] {
+				some = append(some, h.candidates(r, index, link)...)
+			}
+			return true
+		})
+		if err != nil {
+			return nil, fmt.Errorf("learn gateway of %s: %w", link, err)
+		}
+		found = append(found, some...)
+	}
+	return found, nil
+}
+
+// candidates are the ways out of the interface that a default route names.
+func (h *Host) candidates(r observedRoute, index int, link string) []candidate {
+	table := "table " + strconv.FormatUint(uint64(r.Table), 10)
+	if r.Table == state.TableMain {
+		table = "main"
+	}
+	var found []candidate
+	for _, hop := range r.Hops.All() {
+		if hop.Dev != link || !hop.Via.IsValid() && !h.links.withoutGateway(index) {
+			continue
+		}
+		found = append(found, candidate{
+			LearnedGateway: state.LearnedGateway{
+				Link: link, Family: r.Family, Via: hop.Via, OnLink: hop.OnLink,
+				Source: fmt.Sprintf("%s (%s)", table, protocolName(r.Protocol)),
+			},
+			metric: r.Metric,
+			table:  r.Table,
+		})
+	}
+	return found
+}
+
+// preferRouters asks for the preference that routers gave themselves.
+func (h *Host) preferRouters(index int, defaults []candidate) error {
+	body := make([]byte, unix.SizeofRtMsg, 64)
+	body[0], body[5] = unix.AF_INET6, unix.RTPROT_RA
+	body = appendUint32(body, unix.RTA_TABLE, state.TableMain)
+	body = appendUint32(body, unix.RTA_OIF, uint32(index))
+	preferences := map[netip.Addr]int{}
+	err := h.conn.dump(message{kind: unix.RTM_GETROUTE, body: body}, func() { clear(preferences) }, func(kind uint16, body []byte) error {
+		if kind != unix.RTM_NEWROUTE || len(body) < unix.SizeofRtMsg || body[0] != unix.AF_INET6 || body[1] != 0 || body[5] != unix.RTPROT_RA {
+			return nil
+		}
+		var via netip.Addr
+		preference, on := 0, uint32(0)
+		a := attributes{rest: body[unix.SizeofRtMsg:]}
+		for a.next() {
+			switch a.kind {
+			case unix.RTA_GATEWAY:
+				via = a.addr()
+			case unix.RTA_OIF:
+				on = a.uint32()
+			case unix.RTA_PREF:
+				// Two bits, signed: 3 is low.
+				preference = int(int8(a.uint8()<<6) >> 6)
+			}
+		}
+		if int(on) == index {
+			preferences[via] = preference
+		}
+		return a.err
+	})
+	if err != nil {
+		return fmt.Errorf("read router preferences: %w", err)
+	}
+	for i := range defaults {
+		defaults[i].preference = preferences[defaults[i].Via]
+	}
+	return nil
+}
+
+// best ranks candidates as the kernel would choose, without repetitions.
+func best(found []candidate) []state.LearnedGateway {
+	slices.SortStableFunc(found, func(a, b candidate) int {
+		return cmp.Or(cmp.Compare(a.metric, b.metric), cmp.Compare(b.preference, a.preference), cmp.Compare(a.table, b.table))
+	})
+	var ranked []state.LearnedGateway
+	for _, c := range found {
+		if !slices.ContainsFunc(ranked, func(g state.LearnedGateway) bool { return g.Via == c.Via }) {
+			ranked = append(ranked, c.LearnedGateway)
+		}
+	}
+	return ranked
+}
+
+// leaseGateways are the routers of the leases of an interface.
+func (h *Host) leaseGateways(index int, link string) []state.LearnedGateway {
+	var addresses []netip.Prefix
+	for _, a := range h.links.addresses() {
+		if a.Link == link && a.Prefix.Addr().Is4() {
+			addresses = append(addresses, a.Prefix)
+		}
+	}
+	var found []state.LearnedGateway
+	for _, l := range findLeases(h.root(), index, link) {
+		// A lease whose address is not there was given up, or is another network's.
+		if !slices.ContainsFunc(addresses, func(p netip.Prefix) bool { return p.Addr() == l.address }) {
+			continue
+		}
+		for _, via := range l.gateways {
+			onLink := !slices.ContainsFunc(addresses, func(p netip.Prefix) bool { return p.Contains(via) })
+			if !slices.ContainsFunc(found, func(g state.LearnedGateway) bool { return g.Via == via }) {
+				found = append(found, state.LearnedGateway{Link: link, Family: state.IPv4, Via: via, OnLink: onLink, Source: l.source})
+			}
+		}
+	}
+	return found
+}

@@ -1,0 +1,113 @@
+// Package kernel is the only room that speaks to the kernel: it reads what a
+// network namespace has, writes the steps of a plan, and listens to events.
+//
+// It decides nothing: what should be there is said by a plan.
+package kernel
+
+import (
+	"fmt"
+	"log/slog"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/sisod/sisod/internal/state"
+)
+
+// Options are the places that a Host reads and writes besides the kernel's
+// own. The zero value of a field is the place named in its comment.
+type Options struct {
+	RunDir      string // /run/sisod: ledger and lock
+	IPRoute2Dir string // /etc/iproute2: rt_tables, and the drop-in that sisod writes
+	Root        string // /: below it the leases of DHCP clients are looked for
+	EventBuffer int    // bytes, 1 MiB: how much may wait in the event socket before events are lost
+	Log         *slog.Logger
+}
+
+// Host is one network namespace: that of the thread that opened it. A Host is
+// not safe for concurrent use, and because /proc/sys/net follows the calling
+// thread, its callers stay in that namespace.
+type Host struct {
+	options Options
+	conn    *conn // rules and routes
+	links   *links
+	ledger  *ledger
+	cached  Snapshot
+	// query is what cached answers, but for the parts in stale.
+	query Query
+	stale Parts
+	// order holds sisod's rules as the kernel goes through them, as of the last
+	// read of PartRules.
+	order map[state.Family]ruleOrder
+	// unnamed are link indices that a read met and found no link for.
+	unnamed map[int]bool
+}
+
+// Open opens the network namespace of the calling thread. Reading needs no
+// privilege; applying needs CAP_NET_ADMIN, and write access to the places in o.
+func Open(o Options) (*Host, error) {
+	if o.Log == nil {
+		o.Log = slog.New(slog.DiscardHandler)
+	}
+	h := &Host{options: o, stale: AllParts}
+	var err error
+	if h.ledger, err = openLedger(o.RunDir, o.Log); err != nil {
+		return nil, fmt.Errorf("open host: %w", err)
+	}
+	if h.conn, err = openConn(unix.NETLINK_ROUTE); err != nil {
+		return nil, fmt.Errorf("open host: %w", err)
+	}
+	if h.links, err = openLinks(); err != nil {
+		h.conn.close()
+		return nil, fmt.Errorf("open host: %w", err)
+	}
+	h.conn.linkName = h.linkName
+	return h, nil
+}
+
+// Close ends the use of the kernel. What was applied stays.
+func (h *Host) Close() {
+	h.links.close()
+	h.conn.close()
+}
+
+// Parts says which parts of the kernel a pass has to read again.
+type Parts uint16
+
+// The parts. A pass that reads none of them works on what it knows.
+const (
+	PartLinks  Parts = 1 << iota // links and addresses
+	PartMain                     // routes of others: main's, learned gateways, leases
+	PartRoutes                   // routes in sisod's tables
+	PartRules                    // rules, own and foreign
+	PartValues                   // sysctls, ledger
+	PartNames                    // rt_tables
+	AllParts   Parts = 1<<iota - 1
+)
+
+// Query says what of the kernel is of interest.
+type Query struct {
+	Interfaces []string  // of uplinks: whose routes in main and whose leases count
+	Tables     []uint32  // sisod's own, and those it is about to use
+	Sysctls    []string  // paths below /proc/sys
+	Window     [2]uint32 // rule priorities that are sisod's, first and last
+	// Sweep looks for routes of sisod's in every table of the kernel, not only in Tables.
+	Sweep bool
+}
+
+// Snapshot is what one Read saw.
+type Snapshot struct {
+	Facts    state.Facts
+	Observed state.Observed
+}
+
+// Outcome is what became of one step.
+type Outcome struct {
+	Step state.Step
+	// Err is the kernel's refusal, nil when the step is done or was not tried.
+	Err error
+	// Held is why the step was not tried: "waits for …". Empty when it was.
+	Held string
+}
+
+// Done reports whether the step was applied.
+func (o Outcome) Done() bool { return o.Err == nil && o.Held == "" }

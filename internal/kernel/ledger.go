@@ -1,0 +1,393 @@
+package kernel
+
+import (
+	"bytes"
+	"cmp"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io/fs"
+	"log/slog"
+	"maps"
+	"net/netip"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"syscall"
+	"time"
+
+	"github.com/google/renameio/v2"
+	"golang.org/x/sys/unix"
+
+	"github.com/sisod/sisod/internal/state"
+)
+
+// defaultRunDir is where the ledger and the locks are.
+const defaultRunDir = "/run/sisod"
+
+// ledgerFile is the name of the ledger below the run folder.
+const ledgerFile = "ledger.json"
+
+// ledger remembers what objects without an owner mark were like before sisod
+// changed them. Every other process that changes this host for sisod keeps
+// the same file, so it is read again whenever it is another file than before;
+// who writes holds the Lock.
+type ledger struct {
+	path string
+	log  *slog.Logger
+	here origin
+
+	page    page
+	written []byte // the file's content
+	stamp   stamp
+	dirty   bool
+	told    map[any]bool // entries whose loss was logged
+}
+
+// origin is the boot and the network namespace that values were found in.
+type origin struct {
+	Boot      string `json:"boot"`
+	Namespace string `json:"namespace"`
+}
+
+// page is the ledger's content.
+type page struct {
+	origin
+	Sysctls []sysctlEntry `json:"sysctls,omitempty"`
+	Groups  []groupEntry  `json:"link_groups,omitempty"`
+	Known   []knownEntry  `json:"known_gateways,omitempty"`
+}
+
+// sysctlPlace names a sysctl so that a rename of its link does not matter:
+// with a Link, the name in Path is "*".
+type sysctlPlace struct {
+	Path string `json:"path"`
+	Link int    `json:"link,omitempty"` // interface index
+}
+
+type sysctlEntry struct {
+	sysctlPlace
+	Found string `json:"found"`
+	Set   string `json:"set"`
+	// Prior is what sisod had set before Set: until the change is done, and
+	// nobody can say when a killed process had done it, both are sisod's.
+	Prior *string `json:"prior,omitempty"`
+}
+
+type groupEntry struct {
+	Link  int     `json:"link"` // interface index
+	Found uint32  `json:"found"`
+	Set   uint32  `json:"set"`
+	Prior *uint32 `json:"prior,omitempty"`
+}
+
+type knownEntry struct {
+	Uplink string       `json:"uplink"`
+	Family state.Family `json:"family"`
+	Via    netip.Addr   `json:"via"` // "": point-to-point
+}
+
+func (e sysctlEntry) owns(value string) bool {
+	return value == e.Set || e.Prior != nil && value == *e.Prior
+}
+
+func (e groupEntry) owns(group uint32) bool {
+	return group == e.Set || e.Prior != nil && group == *e.Prior
+}
+
+// stamp tells one version of a file from another.
+type stamp struct {
+	inode    uint64
+	size     int64
+	modified time.Time
+}
+
+// openLedger reads the ledger of the calling thread's network namespace. A
+// ledger of another boot or namespace counts as empty.
+func openLedger(dir string, log *slog.Logger) (*ledger, error) {
+	if dir == "" {
+		dir = defaultRunDir
+	}
+	if log == nil {
+		log = slog.New(slog.DiscardHandler)
+	}
+	g := &ledger{path: filepath.Join(dir, ledgerFile), log: log, told: map[any]bool{}}
+	boot, err := os.ReadFile("/proc/sys/kernel/random/boot_id")
+	if err != nil {
+		return nil, fmt.Errorf("read boot id: %w", err)
+	}
+	g.here.Boot = strings.TrimSpace(string(boot))
+	if g.here.Namespace, err = namespaceIdentity(); err != nil {
+		return nil, fmt.Errorf("read identity of network namespace: %w", err)
+	}
+	g.page.origin = g.here
+	if err := g.refresh(); err != nil {
+		return nil, err
+	}
+	return g, nil
+}
+
+// namespaceIdentity is the cookie of the calling thread's network namespace
+// (SO_NETNS_COOKIE, since Linux 5.14), which no later one gets; before that the
+// inode of the namespace, which may be used again.
+func namespaceIdentity() (string, error) {
+	s, err := unix.Socket(unix.AF_INET, unix.SOCK_DGRAM|unix.SOCK_CLOEXEC, 0)
+	if err == nil {
+		cookie, err := unix.GetsockoptUint64(s, unix.SOL_SOCKET, unix.SO_NETNS_COOKIE)
+		unix.Close(s)
+		if err == nil {
+			return fmt.Sprintf("cookie %d", cookie), nil
+		}
+	}
+	var st unix.Stat_t
+	if err := unix.Stat("/proc/thread-self/ns/net", &st); err != nil {
+		return "", err
+	}
+	return fmt.Sprintf("inode %d", st.Ino), nil
+}
+
+// refresh reads the file when it is not the one that was read or written last.
+func (g *ledger) refresh() error {
+	if g.dirty {
+		return nil
+	}
+	now, err := stampOf(g.path)
+	if err != nil {
+		return fmt.Errorf("read ledger: %w", err)
+	}
+	if now == g.stamp {
+		return nil
+	}
+	g.page, g.written, g.stamp = page{origin: g.here}, nil, now
+	if now == (stamp{}) {
+		return nil
+	}
+	content, err := os.ReadFile(g.path)
+	if err != nil {
+		g.stamp = stamp{}
+		return fmt.Errorf("read ledger: %w", err)
+	}
+	g.written = content
+	p := page{}
+	if err := json.Unmarshal(content, &p); err != nil || p.Boot == "" || p.Namespace == "" {
+		g.setAside(err)
+		return nil
+	}
+	if p.origin == g.here {
+		g.page = p
+	}
+	return nil
+}
+
+// setAside keeps a damaged ledger for a human to read.
+func (g *ledger) setAside(why error) {
+	if why == nil {
+		why = errors.New("boot or namespace missing")
+	}
+	aside := g.path + ".damaged"
+	err := os.Rename(g.path, aside)
+	g.log.Error("ledger is damaged: values that sisod changed before cannot be given back by flush",
+		"file", g.path, "kept_as", aside, "cause", why, "rename", err)
+	if err == nil {
+		g.stamp, g.written = stamp{}, nil
+	}
+}
+
+func stampOf(path string) (stamp, error) {
+	st, err := os.Stat(path)
+	if errors.Is(err, fs.ErrNotExist) {
+		return stamp{}, nil
+	}
+	if err != nil {
+		return stamp{}, err
+	}
+	s := stamp{size: st.Size(), modified: st.ModTime()}
+	if sys, ok := st.Sys().(*syscall.Stat_t); ok {
+		s.inode = sys.Ino
+	}
+	return s, nil
+}
+
+// save writes the ledger when it says something new.
+func (g *ledger) save() error {
+	if !g.dirty {
+		return nil
+	}
+	slices.SortFunc(g.page.Sysctls, func(a, b sysctlEntry) int {
+		return cmp.Or(strings.Compare(a.Path, b.Path), a.Link-b.Link)
+	})
+	slices.SortFunc(g.page.Groups, func(a, b groupEntry) int { return a.Link - b.Link })
+	content, err := json.MarshalIndent(g.page, "", "  ")
+	if err != nil {
+		return fmt.Errorf("write ledger: %w", err)
+	}
+	content = append(content, '\n')
+	if bytes.Equal(content, g.written) {
+		g.dirty = false
+		return nil
+	}
+	if err := os.MkdirAll(filepath.Dir(g.path), 0o755); err != nil {
+		return fmt.Errorf("write ledger: %w", err)
+	}
+	if err := renameio.WriteFile(g.path, content, 0o644, renameio.WithTempDir(filepath.Dir(g.path)), renameio.IgnoreUmask()); err != nil {
+		return fmt.Errorf("write ledger: %w", err)
+	}
+	g.dirty, g.written = false, content
+	if g.stamp, err = stampOf(g.path); err != nil {
+		return fmt.Errorf("read ledger: %w", err)
+	}
+	return nil
+}
+
+// reload is refresh for those who cannot return an error: an unreadable
+// ledger leaves what was known.
+func (g *ledger) reload() {
+	if err := g.refresh(); err != nil {
+		g.log.Warn("ledger not read again", "error", err)
+	}
+}
+
+// before returns what can still be given back: values that are as sisod set
+// them. What somebody else has changed since is theirs.
+func (g *ledger) before(l *links) state.Before {
+	g.reload()
+	b := state.Before{Groups: map[string]uint32{}, Sysctls: map[string]string{}}
+	for _, link := range l.all() {
+		i := g.groupAt(link.Index)
+		if i < 0 {
+			continue
+		}
+		e := g.page.Groups[i]
+		switch {
+		case link.Group == e.Found:
+		case e.owns(link.Group):
+			b.Groups[link.Name] = e.Found
+		default:
+			g.tell(groupEntry{Link: e.Link, Found: e.Found, Set: e.Set}, "link group", fmt.Sprintf("dev %s group", link.Name), e.Set, link.Group)
+		}
+	}
+	for _, e := range g.page.Sysctls {
+		path := l.path(e.sysctlPlace)
+		if path == "" {
+			continue
+		}
+		value, err := readSysctl(path)
+		switch {
+		case err != nil || value == e.Found:
+		case e.owns(value):
+			b.Sysctls[path] = e.Found
+		default:
+			g.tell(sysctlEntry{sysctlPlace: e.sysctlPlace, Found: e.Found, Set: e.Set}, "sysctl", path, e.Set, value)
+		}
+	}
+	return b
+}
+
+// tell logs once that an entry is not sisod's any more.
+func (g *ledger) tell(entry any, kind, object string, set, now any) {
+	if !g.told[entry] {
+		g.told[entry] = true
+		g.log.Warn(kind+" was changed by somebody else: flush leaves it alone", "object", object, "set", set, "now", now)
+	}
+}
+
+// ownsSysctl reports whether the value of a place is the one that sisod set.
+func (g *ledger) ownsSysctl(p sysctlPlace, value string) bool {
+	g.reload()
+	i := g.sysctlAt(p)
+	return i >= 0 && g.page.Sysctls[i].owns(value)
+}
+
+// ownsGroup reports whether the group of a link is the one that sisod set.
+func (g *ledger) ownsGroup(index int, group uint32) bool {
+	g.reload()
+	i := g.groupAt(index)
+	return i >= 0 && g.page.Groups[i].owns(group)
+}
+
+// noteSysctl records a change that is about to be made.
+func (g *ledger) noteSysctl(p sysctlPlace, found, set string) {
+	g.reload()
+	g.dirty = true
+	i := g.sysctlAt(p)
+	switch {
+	case i < 0:
+		g.page.Sysctls = append(g.page.Sysctls, sysctlEntry{sysctlPlace: p, Found: found, Set: set})
+	case g.page.Sysctls[i].owns(found):
+		g.page.Sysctls[i].Set, g.page.Sysctls[i].Prior = set, &found
+	default:
+		g.page.Sysctls[i] = sysctlEntry{sysctlPlace: p, Found: found, Set: set}
+	}
+}
+
+// noteGroup records a change that is about to be made.
+func (g *ledger) noteGroup(index int, found, set uint32) {
+	g.reload()
+	g.dirty = true
+	i := g.groupAt(index)
+	switch {
+	case i < 0:
+		g.page.Groups = append(g.page.Groups, groupEntry{Link: index, Found: found, Set: set})
+	case g.page.Groups[i].owns(found):
+		g.page.Groups[i].Set, g.page.Groups[i].Prior = set, &found
+	default:
+		g.page.Groups[i] = groupEntry{Link: index, Found: found, Set: set}
+	}
+}
+
+// forgetSysctl removes an entry that has been given back.
+func (g *ledger) forgetSysctl(p sysctlPlace) {
+	if i := g.sysctlAt(p); i >= 0 {
+		g.dirty = true
+		g.page.Sysctls = slices.Delete(g.page.Sysctls, i, i+1)
+	}
+}
+
+// forgetGroup removes an entry that has been given back.
+func (g *ledger) forgetGroup(index int) {
+	if i := g.groupAt(index); i >= 0 {
+		g.dirty = true
+		g.page.Groups = slices.Delete(g.page.Groups, i, i+1)
+	}
+}
+
+func (g *ledger) sysctlAt(p sysctlPlace) int {
+	return slices.IndexFunc(g.page.Sysctls, func(e sysctlEntry) bool { return e.sysctlPlace == p })
+}
+
+func (g *ledger) groupAt(index int) int {
+	return slices.IndexFunc(g.page.Groups, func(e groupEntry) bool { return e.Link == index })
+}
+
+// known are the gateways in use, now or earlier in this boot.
+func (g *ledger) known() map[state.GatewayKey]netip.Addr {
+	g.reload()
+	known := map[state.GatewayKey]netip.Addr{}
+	for _, e := range g.page.Known {
+		known[state.GatewayKey{Uplink: e.Uplink, Family: e.Family}] = e.Via
+	}
+	return known
+}
+
+// remember replaces the known gateways, on disk too, when they differ.
+func (g *ledger) remember(known map[state.GatewayKey]netip.Addr) error {
+	if maps.Equal(known, g.known()) {
+		return nil
+	}
+	g.page.Known = nil
+	for k, via := range known {
+		g.page.Known = append(g.page.Known, knownEntry{k.Uplink, k.Family, via})
+	}
+	slices.SortFunc(g.page.Known, func(a, b knownEntry) int {
+		return cmp.Or(strings.Compare(a.Uplink, b.Uplink), int(a.Family)-int(b.Family))
+	})
+	g.dirty = true
+	return g.save()
+}
+
+// Remember keeps the gateways in use for later passes and processes. It
+// writes only what is new.
+func (h *Host) Remember(known map[state.GatewayKey]netip.Addr) error {
+	return h.ledger.remember(known)
+}

@@ -1,0 +1,130 @@
+package kernel
+
+import (
+	"cmp"
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"time"
+
+	"golang.org/x/sys/unix"
+)
+
+const (
+	lockFile   = "lock"     // held while something is changed
+	daemonFile = "run.lock" // held by the daemon for as long as it runs
+	heldFile   = "held"     // there after a flush
+
+	// lockPatience is how long an applier waits for another one.
+	lockPatience = 10 * time.Second
+	lockInterval = 20 * time.Millisecond
+)
+
+// errLocked is a lock that another process has.
+var errLocked = errors.New("locked")
+
+func (h *Host) runDir() string { return cmp.Or(h.options.RunDir, defaultRunDir) }
+
+// Lock keeps all other processes that change this host for sisod out until
+// unlock is called. It waits up to 10 seconds, or until ctx is done, and then
+// says who has it.
+func (h *Host) Lock(ctx context.Context) (unlock func(), err error) {
+	ctx, cancel := context.WithTimeout(ctx, lockPatience)
+	defer cancel()
+	path := filepath.Join(h.runDir(), lockFile)
+	tick := time.NewTicker(lockInterval)
+	defer tick.Stop()
+	for {
+		unlock, err = takeLock(path)
+		if !errors.Is(err, errLocked) {
+			return unlock, err
+		}
+		select {
+		case <-ctx.Done():
+			return nil, fmt.Errorf("lock %s: held by %s: wait until that has finished, or end it if it hangs: %w",
+				path, holder(path), context.Cause(ctx))
+		case <-tick.C:
+		}
+	}
+}
+
+// ClaimDaemon makes the caller the only daemon with this run folder until
+// release is called. It does not wait.
+func (h *Host) ClaimDaemon() (release func(), err error) {
+	path := filepath.Join(h.runDir(), daemonFile)
+	release, err = takeLock(path)
+	if errors.Is(err, errLocked) {
+		return nil, fmt.Errorf("another sisod run (%s) keeps this host: stop it first, or give this one a --run-dir of its own", holder(path))
+	}
+	return release, err
+}
+
+// takeLock locks a file, with the process's number in it, or returns errLocked.
+func takeLock(path string) (unlock func(), err error) {
+	if err := os.MkdirAll(filepath.Dir(path), 0o755); err != nil {
+		return nil, fmt.Errorf("create run folder: %w", err)
+	}
+	f, err := os.OpenFile(path, os.O_RDWR|os.O_CREATE|unix.O_NOFOLLOW, 0o644)
+	if err != nil {
+		return nil, fmt.Errorf("open lock: %w", err)
+	}
+	if err := unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB); err != nil {
+		f.Close()
+		if errors.Is(err, unix.EWOULDBLOCK) {
+			return nil, errLocked
+		}
+		return nil, fmt.Errorf("lock %s: %w", path, err)
+	}
+	// The number is for the message of the one who waits; the lock holds without it.
+	if err := f.Truncate(0); err == nil {
+		_, _ = f.WriteAt([]byte(strconv.Itoa(os.Getpid())+"\n"), 0)
+	}
+	return func() { f.Close() }, nil
+}
+
+// holder names the process that a lock file names.
+func holder(path string) string {
+	content, err := os.ReadFile(path)
+	pid, err2 := strconv.Atoi(strings.TrimSpace(string(content)))
+	if err != nil || err2 != nil {
+		return "another process"
+	}
+	if comm, err := os.ReadFile(fmt.Sprintf("/proc/%d/comm", pid)); err == nil {
+		return fmt.Sprintf("pid %d, %s", pid, strings.TrimSpace(string(comm)))
+	}
+	return fmt.Sprintf("pid %d", pid)
+}
+
+// Hold tells a running daemon to keep still: the host was given back, and
+// stays so until Release.
+func (h *Host) Hold() error {
+	path := filepath.Join(h.runDir(), heldFile)
+	if err := os.MkdirAll(h.runDir(), 0o755); err != nil {
+		return fmt.Errorf("create run folder: %w", err)
+	}
+	f, err := os.OpenFile(path, os.O_WRONLY|os.O_CREATE|unix.O_NOFOLLOW, 0o644)
+	if err != nil {
+		return fmt.Errorf("hold still: %w", err)
+	}
+	return f.Close()
+}
+
+// Release ends Hold. Without one it does nothing.
+func (h *Host) Release() error {
+	if err := os.Remove(filepath.Join(h.runDir(), heldFile)); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return fmt.Errorf("end holding still: %w", err)
+	}
+	return nil
+}
+
+// Held reports whether a daemon has to keep still. When that cannot be told,
+// it has to.
+func (h *Host) Held() bool {
+	_, err := os.Lstat(filepath.Join(h.runDir(), heldFile))
+	return !errors.Is(err, fs.ErrNotExist)
+}

@@ -1,0 +1,282 @@
+package kernel
+
+import (
+	"context"
+	"fmt"
+	"net/netip"
+	"slices"
+
+	"github.com/sisod/sisod/internal/state"
+)
+
+// Read reads the parts of the kernel that are named, and those whose last read
+// failed or whose question has changed; the rest is as it was seen before. The
+// snapshot shares its maps and slices with later ones: it is not to be changed.
+// After an error there is no snapshot, because unknown is not empty.
+func (h *Host) Read(ctx context.Context, q Query, parts Parts) (Snapshot, error) {
+	h.stale |= parts | h.asked(q)
+	h.query = Query{slices.Clone(q.Interfaces), slices.Clone(q.Tables), slices.Clone(q.Sysctls), q.Window, q.Sweep}
+	h.unnamed = map[int]bool{}
+	for range readPasses {
+		if err := h.readStale(ctx); err != nil {
+			return Snapshot{}, err
+		}
+		if h.stale == 0 {
+			break
+		}
+	}
+	return h.cached, nil
+}
+
+// readPasses bounds the passes of one Read while links change below it. What
+// is stale after them is read by the next Read, which the event of that change
+// asks for.
+const readPasses = 3
+
+// readStale reads every stale part once.
+func (h *Host) readStale(ctx context.Context) error {
+	for _, r := range [...]struct {
+		part Parts
+		read func() error
+	}{
+		// Links come first: everything else names them.
+		{PartLinks, h.readLinks},
+		{PartNames, h.readTableNames},
+		{PartRules, h.readRules},
+		{PartRoutes, h.readRoutes},
+		{PartMain, h.readMain},
+		{PartValues, h.readValues},
+	} {
+		if h.stale&r.part == 0 {
+			continue
+		}
+		if err := ctx.Err(); err != nil {
+			return fmt.Errorf("read the kernel: %w", err)
+		}
+		if err := r.read(); err != nil {
+			return err
+		}
+		h.stale &^= r.part
+		if h.linksMoved() {
+			// A read met a link that was not known: what is kept may name it wrongly.
+			h.noteLinks()
+		}
+	}
+	return nil
+}
+
+// asked returns the parts that answer another question than q.
+func (h *Host) asked(q Query) Parts {
+	var parts Parts
+	if !slices.Equal(q.Interfaces, h.query.Interfaces) {
+		parts |= PartMain | PartValues
+	}
+	if !slices.Equal(q.Tables, h.query.Tables) {
+		parts |= PartRoutes | PartRules
+	}
+	if q.Sweep != h.query.Sweep {
+		parts |= PartRoutes
+	}
+	if !slices.Equal(q.Sysctls, h.query.Sysctls) {
+		parts |= PartValues
+	}
+	if q.Window != h.query.Window {
+		parts |= PartRules
+	}
+	return parts
+}
+
+// linkName spells a link that a route names. A link that came after the last
+// look at them is looked for once.
+func (h *Host) linkName(index int) string {
+	if s := h.links.name(index); s != "" || h.unnamed[index] {
+		return s
+	}
+	if err := h.links.read(); err != nil {
+		h.options.Log.Warn("links not read again", "error", err)
+	}
+	s := h.links.name(index)
+	if s == "" {
+		if h.unnamed == nil {
+			h.unnamed = map[int]bool{}
+		}
+		h.unnamed[index] = true
+	}
+	return s
+}
+
+func (h *Host) readLinks() error {
+	if err := h.links.read(); err != nil {
+		return err
+	}
+	h.noteLinks()
+	return nil
+}
+
+// linksMoved reports whether the links are not those of the snapshot.
+func (h *Host) linksMoved() bool {
+	return !slices.Equal(h.links.all(), h.cached.Facts.Links) || !slices.Equal(h.links.addresses(), h.cached.Facts.Addresses)
+}
+
+// noteLinks takes the links into the snapshot, and marks what may have changed
+// with them. IPv4 loses the routes of a link that goes down, or loses its last
+// address, in every table and without a notification.
+func (h *Host) noteLinks() {
+	if !h.linksMoved() {
+		return
+	}
+	h.cached.Facts.Links = slices.Clone(h.links.all())
+	h.cached.Facts.Addresses = slices.Clone(h.links.addresses())
+	h.stale |= PartRoutes | PartMain | PartValues
+}
+
+func (h *Host) readTableNames() error {
+	system, own, err := h.readNames()
+	if err != nil {
+		return err
+	}
+	h.cached.Facts.SystemTables, h.cached.Facts.OwnTables = system, own
+	h.cached.Observed.Names = map[state.TableName]bool{}
+	for name, number := range own {
+		h.cached.Observed.Names[state.TableName{Number: number, Name: name}] = true
+	}
+	return nil
+}
+
+func (h *Host) readRules() error {
+	own := map[state.Rule]bool{}
+	order := map[state.Family]ruleOrder{}
+	var foreign []state.Rule
+	for _, f := range state.Families {
+		rules, err := h.conn.listRules(f)
+		if err != nil {
+			return err
+		}
+		var mine ruleOrder
+		for _, r := range rules {
+			switch {
+			case r.Protocol == state.Protocol && !r.Partial:
+				mine = append(mine, r.Rule)
+			case h.concerns(r.Rule):
+				foreign = append(foreign, r.Rule)
+			}
+		}
+		for _, r := range mine {
+			own[r] = true
+		}
+		order[f] = mine
+	}
+	h.cached.Observed.Rules, h.cached.Facts.ForeignRules, h.order = own, foreign, order
+	return nil
+}
+
+// concerns reports whether a rule of somebody else's stands between sisod's or
+// leads to a table of sisod's.
+func (h *Host) concerns(r state.Rule) bool {
+	return h.query.Window[0] <= r.Priority && r.Priority <= h.query.Window[1] ||
+		r.Action == state.Lookup && slices.Contains(h.query.Tables, r.Table)
+}
+
+// ruleOrders returns copies of the orders, for one application; nil when the
+// rules may have changed since they were read.
+func (h *Host) ruleOrders() map[state.Family]*ruleOrder {
+	if h.stale&PartRules != 0 {
+		return nil
+	}
+	orders := map[state.Family]*ruleOrder{}
+	for f, o := range h.order {
+		copied := slices.Clone(o)
+		orders[f] = &copied
+	}
+	return orders
+}
+
+func (h *Host) readRoutes() error {
+	own := state.Routes{}
+	var foreign []state.Route
+	tables := slices.Compact(slices.Sorted(slices.Values(h.query.Tables)))
+	for _, f := range state.Families {
+		for _, table := range tables {
+			got, others, err := h.readTable(routeFilter{family: f, table: table})
+			if err != nil {
+				return err
+			}
+			for w, dsts := range got {
+				own[w] = dsts
+			}
+			foreign = append(foreign, others...)
+		}
+		if !h.query.Sweep {
+			continue
+		}
+		got, _, err := h.readTable(routeFilter{family: f, protocol: state.Protocol})
+		if err != nil {
+			return err
+		}
+		for w, dsts := range got {
+			if !slices.Contains(tables, w.Table) {
+				own[w] = dsts
+			}
+		}
+	}
+	own.Sort()
+	h.cached.Observed.Routes, h.cached.Facts.ForeignRoutes = own, foreign
+	return nil
+}
+
+// readTable reads the routes that pass the filter, sisod's and others'.
+func (h *Host) readTable(filter routeFilter) (own state.Routes, foreign []state.Route, err error) {
+	// Neighbours in a dump mostly share their way, and looking a way up costs more
+	// than comparing it.
+	var way state.Way
+	var dsts []netip.Prefix
+	own = state.Routes{}
+	keep := func() {
+		if len(dsts) > 0 {
+			own[way] = dsts
+		}
+	}
+	filter.restart = func() { own, foreign, dsts = state.Routes{}, nil, nil }
+	err = h.conn.dumpRoutes(filter, func(r observedRoute) bool {
+		if r.Protocol != state.Protocol || r.Partial {
+			foreign = append(foreign, r.Route)
+			return true
+		}
+		if r.Way != way || len(dsts) == 0 {
+			keep()
+			way, dsts = r.Way, own[r.Way]
+		}
+		dsts = append(dsts, r.Dst)
+		return true
+	})
+	if err != nil {
+		return nil, nil, err
+	}
+	keep()
+	return own, foreign, nil
+}
+
+func (h *Host) readMain() error {
+	gateways, routes, skipped, err := h.learnGateways(h.query.Interfaces)
+	if err != nil {
+		return err
+	}
+	h.cached.Facts.Gateways, h.cached.Facts.Main, h.cached.Facts.MainSkipped = gateways, routes, skipped
+	return nil
+}
+
+func (h *Host) readValues() error {
+	before := h.ledger.before(h.links)
+	values := h.readSysctls(h.query.Sysctls)
+	groups := map[string]uint32{}
+	for _, l := range h.cached.Facts.Links {
+		_, remembered := before.Groups[l.Name]
+		if remembered || slices.Contains(h.query.Interfaces, l.Name) {
+			groups[l.Name] = l.Group
+		}
+	}
+	h.cached.Facts.Sysctls, h.cached.Observed.Sysctls = values, values
+	h.cached.Facts.Known = h.ledger.known()
+	h.cached.Observed.Groups, h.cached.Observed.Before = groups, before
+	return nil
+}

@@ -1,0 +1,91 @@
+package state
+
+import (
+	"net/netip"
+)
+
+// Facts is what the host has and sisod does not decide. Everything is of one
+// network namespace.
+type Facts struct {
+	Links     []Link
+	Addresses []Address
+	// Main holds main's routes whose only next hop is an uplink's interface,
+	// defaults excluded, routing daemons' excluded.
+	Main []Route
+	// MainSkipped counts, by interface, routes of that kind left out of Main
+	// because there were too many.
+	MainSkipped map[string]int
+	// Final are routes of main that decide replies before a table of sisod's is
+	// asked: rejecting ones, and the halves of a default that VPNs use.
+	Final []Route
+	// Gateways are the learned ones, best first for each interface and family.
+	Gateways []LearnedGateway
+	// Known are the gateways in use, now or earlier in this boot.
+	Known map[GatewayKey]netip.Addr
+	// SystemTables are the names in rt_tables that are not sisod's.
+	SystemTables map[string]uint32
+	// OwnTables are the names that sisod has recorded.
+	OwnTables map[string]uint32
+	// ForeignRules are the rules of others among which are all that stand inside
+	// sisod's window.
+	ForeignRules []Rule
+	// ForeignRoutes are the routes of others in tables of sisod's.
+	ForeignRoutes []Route
+	// Sysctls holds values that desired state depends on, by path.
+	Sysctls map[string]string
+}
+
+// Link is an interface.
+type Link struct {
+	Name         string
+	Index        int
+	Group        uint32
+	Up           bool // IFF_UP: the administrator's wish
+	Carrier      bool // IFF_LOWER_UP
+	Loopback     bool
+	PointToPoint bool // IFF_POINTOPOINT
+}
+
+// Address is an address of an interface.
+type Address struct {
+	Link       string
+	Prefix     netip.Prefix // the address itself, with the length of its network
+	Peer       netip.Prefix // point-to-point: the other end; zero Prefix: none
+	LinkLocal  bool         // scope link or host: not for the world
+	Secondary  bool         // IPv4: not the first of its network
+	Temporary  bool         // IPv6 privacy address
+	Tentative  bool         // IPv6: duplicate detection under way, or failed
+	Deprecated bool         // its preferred lifetime is over
+}
+
+// LearnedGateway is a way out that somebody else told the host.
+type LearnedGateway struct {
+	Link   string
+	Family Family
+	Via    netip.Addr // zero Addr: point-to-point, the device is the way
+	OnLink bool
+	Source string // "main (dhcp)", "table 100 (static)", "lease of systemd-networkd"
+}
+
+// GatewayKey names the place of a gateway in Facts.Known: an uplink's
+// name and a family.
+type GatewayKey struct {
+	Uplink string
+	Family Family
+}
+
+// Problem is a wish that is valid and cannot come true now.
+type Problem struct {
+	Subject string // "uplink china", "rule 11400"
+	Text    string // what, why, and what to do
+	Origin  string // the profile's place, "isp.toml:3"
+}
+
+// String is the problem on one line.
+func (p Problem) String() string {
+	s := p.Subject + ": " + p.Text
+	if p.Origin != "" {
+		s += " (" + p.Origin + ")"
+	}
+	return s
+}

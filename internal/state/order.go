@@ -1,0 +1,60 @@
+package state
+
+// Op is what a step does with its object.
+type Op uint8
+
+// The operations.
+const (
+	Add     Op = iota // the object is not there
+	Replace           // it takes the place of another value of itself
+	Delete            // the object goes
+	Restore           // the value from before sisod comes back
+)
+
+var opNames = [...]string{"add", "replace", "delete", "restore"}
+
+// String is the operation as messages and the JSON of a plan spell it.
+func (o Op) String() string { return opNames[o] }
+
+// Sign is the operation as the text of a plan marks it.
+func (o Op) Sign() string { return [...]string{"+", "~", "-", "<"}[o] }
+
+// Removes reports whether the operation takes the object away.
+func (o Op) Removes() bool { return o == Delete }
+
+// takesBack reports whether the operation belongs to the second half of a plan.
+func (o Op) takesBack() bool { return o == Delete || o == Restore }
+
+// phase is one row of the order of apply.
+type phase struct {
+	kind Kind
+	back bool
+	// descending applies the steps of the phase from the last to the first.
+	descending bool
+	why        string
+}
+
+// phases is the order of apply: what others stand on comes first, and goes
+// last.
+var phases = [...]phase{
+	{kind: KindTableName, why: "so that an operator who looks in the middle reads names"},
+	{kind: KindLinkGroup, why: "a suppress_ifgroup rule that finds no link in the group lets main decide replies"},
+	{kind: KindSysctl, why: "a reverse-path filter must be right before packets take the new way"},
+	{kind: KindRoute, why: "a table is complete before any rule leads to it"},
+	{kind: KindRule, why: "ascending: main's own networks are let through before a source rule catches them"},
+	{kind: KindRule, back: true, descending: true, why: "the mirror image: source rules go before the rule that protects main's networks"},
+	{kind: KindRoute, back: true, why: "a table is emptied only after the rules to it are gone, or it would leak into main"},
+	{kind: KindSysctl, back: true, why: "the filter is put back when the ways that needed it are gone"},
+	{kind: KindLinkGroup, back: true, why: "no rule looks at the group any more"},
+	{kind: KindTableName, back: true, why: "the name goes with the last thing that it named"},
+}
+
+// phaseOf is the row of a step, as an index into phases.
+func phaseOf(s Step) int {
+	for i, p := range phases {
+		if p.kind == s.Object.Kind() && p.back == s.Op.takesBack() {
+			return i
+		}
+	}
+	return len(phases)
+}

@@ -1,0 +1,162 @@
+package state
+
+import (
+	"cmp"
+	"maps"
+	"net/netip"
+	"slices"
+)
+
+// Observed is what the kernel has now of what sisod owns.
+type Observed struct {
+	State
+	// Before holds the values that sisod has changed, as they were found.
+	Before Before
+}
+
+// Before is the part of an observed state that a ledger remembers: objects
+// that carry no owner mark and are given back with the value they had.
+type Before struct {
+	Groups  map[string]uint32
+	Sysctls map[string]string
+}
+
+// Desired is what profiles and facts ask for.
+type Desired struct {
+	State
+	// Origins tells the profile's place for an object: a Rule, a Route, a Way
+	// (for all its routes), a TableName, a LinkGroup or a Sysctl.
+	Origins  map[any]string
+	Problems []Problem
+	// Known are the gateways in use, for the Facts.Known of a later pass.
+	Known map[GatewayKey]netip.Addr
+}
+
+// Origin returns the profile's place for an object, or "".
+func (d Desired) Origin(o Object) string {
+	if s, ok := o.(RouteSet); ok {
+		if len(s.Dsts) == 1 {
+			if origin, ok := d.Origins[Route{s.Dsts[0], s.Way}]; ok {
+				return origin
+			}
+		}
+		return d.Origins[s.Way]
+	}
+	return d.Origins[o]
+}
+
+// Step is one change of a plan.
+type Step struct {
+	Op     Op
+	Object Object
+	Origin string // the profile's place that asked for it, "" for removals
+}
+
+// Plan is the ordered difference of two states.
+type Plan struct {
+	Steps []Step
+	// Names spells the tables of both states.
+	Names Names
+}
+
+// Empty reports whether nothing is to do.
+func (p Plan) Empty() bool { return len(p.Steps) == 0 }
+
+// Commands spells the whole plan as a shell would run it.
+func (p Plan) Commands() []string {
+	var c []string
+	for _, s := range p.Steps {
+		c = append(c, s.Object.Commands(s.Op, p.Names)...)
+	}
+	return c
+}
+
+// Diff returns the plan that turns observed into desired.
+func Diff(observed Observed, desired Desired) Plan {
+	p := Plan{Names: observed.TableNames()}
+	maps.Copy(p.Names, desired.TableNames())
+	step := func(op Op, o Object) {
+		s := Step{Op: op, Object: o}
+		if !op.takesBack() {
+			s.Origin = desired.Origin(o)
+		}
+		p.Steps = append(p.Steps, s)
+	}
+	for t := range desired.Names {
+		if !observed.Names[t] {
+			step(Add, t)
+		}
+	}
+	for t := range observed.Names {
+		if !desired.Names[t] {
+			step(Delete, t)
+		}
+	}
+	diffValues(observed.Groups, desired.Groups, observed.Before.Groups, func(op Op, link string, group uint32) {
+		step(op, LinkGroup{link, group})
+	})
+	diffValues(observed.Sysctls, desired.Sysctls, observed.Before.Sysctls, func(op Op, path, value string) {
+		step(op, Sysctl{path, value})
+	})
+	write, remove := diffRoutes(observed.Routes, desired.Routes)
+	for _, s := range write.Sets() {
+		step(Add, s)
+	}
+	for _, s := range remove.Sets() {
+		step(Delete, s)
+	}
+	for r := range desired.Rules {
+		if !observed.Rules[r] {
+			step(Add, r)
+		}
+	}
+	for r := range observed.Rules {
+		if !desired.Rules[r] {
+			step(Delete, r)
+		}
+	}
+	slices.SortStableFunc(p.Steps, compareSteps)
+	return p
+}
+
+// diffValues compares objects that are one value each, and gives back what is
+// not wanted any more.
+func diffValues[V comparable](observed, desired, before map[string]V, step func(Op, string, V)) {
+	for key, want := range desired {
+		if have, ok := observed[key]; !ok || have != want {
+			step(Replace, key, want)
+		}
+	}
+	for key, found := range before {
+		if _, wanted := desired[key]; !wanted {
+			step(Restore, key, found)
+		}
+	}
+}
+
+func compareSteps(a, b Step) int {
+	pa, pb := phaseOf(a), phaseOf(b)
+	if pa != pb {
+		return pa - pb
+	}
+	c := compareObjects(a.Object, b.Object)
+	if pa < len(phases) && phases[pa].descending {
+		return -c
+	}
+	return c
+}
+
+// compareObjects orders two objects of one kind.
+func compareObjects(a, b Object) int {
+	switch a := a.(type) {
+	case TableName:
+		return cmp.Compare(a.Number, b.(TableName).Number)
+	case RouteSet:
+		b := b.(RouteSet)
+		// On-link routes of every table come first: a gateway is looked up among them.
+		return cmp.Or(cmp.Compare(a.gateways(), b.gateways()), compareSets(a, b))
+	case Rule:
+		return CompareRules(a, b.(Rule))
+	}
+	return cmp.Compare(a.Spell(nil), b.Spell(nil))
+}

@@ -1,0 +1,26 @@
+#!/bin/sh
+# Installs what tests and demo stand on, on a Debian machine, as root. Does
+# nothing, and needs no root, when everything is there.
+set -eu
+
+missing=
+need() { # program package
+	command -v "$1" >/dev/null 2>&1 || missing="$missing $2"
+}
+PATH=$PATH:/usr/sbin:/sbin
+need ip iproute2
+need nft nftables
+need tcpdump tcpdump
+need ping iputils-ping
+need strace strace
+need shellcheck shellcheck
+[ -n "$missing" ] || exit 0
+
+if [ "$(id -u)" != 0 ] || ! command -v apt-get >/dev/null 2>&1; then
+	echo "missing packages:$missing. Install them, on Debian: apt-get install$missing" >&2
+	exit 1
+fi
+export DEBIAN_FRONTEND=noninteractive
+apt-get update -q
+# shellcheck disable=SC2086 # a list of words
+apt-get install -q -y --no-install-recommends $missing

@@ -1,0 +1,162 @@
+package routing
+
+import (
+	"maps"
+	"net/netip"
+	"slices"
+
+	"github.com/sisod/sisod/internal/state"
+)
+
+// destinations gathers every `to` prefix in one table, so that the longest
+// prefix wins whoever's it is, with the uplinks' own networks among them.
+func (b *builder) destinations() {
+	table, asked := b.tables.Number(DestinationsTable)
+	if !asked {
+		return
+	}
+	for _, f := range state.Families {
+		taken := map[netip.Prefix]bool{}
+		var lists [][]netip.Prefix
+		active := false
+		for _, e := range b.exits {
+			if e.Family != f {
+				continue
+			}
+			for _, l := range e.profile.To {
+				active = active || e.Active && len(prefixes(l.IPv4, l.IPv6, f)) > 0
+			}
+		}
+		if !active {
+			continue
+		}
+		for _, e := range b.exits {
+			if e.Family != f || !e.Out {
+				continue
+			}
+			for _, n := range e.networks {
+				hop, _ := n.Hops.Single()
+				if !hop.Via.IsValid() && !n.Dst.Addr().IsLinkLocalUnicast() && !taken[n.Dst] {
+					taken[n.Dst] = true
+					n.Table = table
+					b.route(n, e.profile.Pos.Short())
+				}
+			}
+		}
+		origin := ""
+		for _, e := range b.exits {
+			if e.Family != f || !e.Active {
+				continue
+			}
+			for _, l := range e.profile.To {
+				list := prefixes(l.IPv4, l.IPv6, f)
+				if len(list) == 0 {
+					continue
+				}
+				if origin == "" {
+					origin = l.Pos.Short()
+				}
+				if !e.Out || !e.Carrier {
+					continue // it falls back to what comes after
+				}
+				// A prefix that several uplinks name is the first one's while that is there.
+				free := without(list, taken, lists)
+				w := e.way(table, state.DefaultMetric(f))
+				b.Routes.Add(w, free...)
+				if b.Origins[w] == "" {
+					b.Origins[w] = l.Pos.Short()
+				}
+				lists = append(lists, list)
+			}
+		}
+		b.rule(b.row(f, rowDestinations, table), origin)
+	}
+}
+
+func prefixes(v4, v6 []netip.Prefix, f state.Family) []netip.Prefix {
+	if f == state.IPv6 {
+		return v6
+	}
+	return v4
+}
+
+// without returns the members of list that are in neither. It copies only
+// when something has to go: a list may hold a million.
+func without(list []netip.Prefix, taken map[netip.Prefix]bool, lists [][]netip.Prefix) []netip.Prefix {
+	gone := func(p netip.Prefix) bool {
+		return taken[p] || slices.ContainsFunc(lists, func(l []netip.Prefix) bool {
+			_, found := slices.BinarySearchFunc(l, p, netip.Prefix.Compare)
+			return found
+		})
+	}
+	if len(taken) == 0 && len(lists) == 0 || !slices.ContainsFunc(list, gone) {
+		return list
+	}
+	return slices.DeleteFunc(slices.Clone(list), gone)
+}
+
+// defaults offers the candidates for the host's own default route. What main
+// knows more exactly than a default comes before them; main itself is never
+// written.
+func (b *builder) defaults() {
+	table, asked := b.tables.Number(DefaultsTable)
+	if !asked {
+		return
+	}
+	for _, f := range state.Families {
+		origin := ""
+		byMetric := map[uint32][]*Exit{}
+		for _, e := range b.exits {
+			d := e.profile.Default
+			if e.Family != f || d == nil || !e.Active {
+				continue
+			}
+			if origin == "" {
+				origin = d.Pos.Short()
+			}
+			if e.Out && e.Carrier {
+				byMetric[metricOf(f, d.Metric)] = append(byMetric[metricOf(f, d.Metric)], e)
+			}
+		}
+		if origin == "" {
+			continue
+		}
+		for _, metric := range slices.Sorted(maps.Keys(byMetric)) {
+			exits := byMetric[metric]
+			w := exits[0].way(table, metric)
+			if len(exits) > 1 {
+				w = shared(exits, w)
+			}
+			b.route(state.Route{Dst: state.AnyDestination(f), Way: w}, exits[0].profile.Default.Pos.Short())
+		}
+		b.rule(b.row(f, rowMain, state.TableMain).WithoutDefaults(), origin)
+		b.rule(b.row(f, rowDefaults, table), origin)
+	}
+}
+
+// shared is one multipath way over several exits. It carries no source: half
+// of the packets would start from the other uplink's address.
+func shared(exits []*Exit, w state.Way) state.Way {
+	var hops []state.Hop
+	for _, e := range exits {
+		h := e.hop()
+		h.Weight = e.profile.Default.Weight
+		hops = append(hops, h)
+		if e.profile.MTU != w.MTU {
+			w.MTU = 0
+		}
+		if e.profile.AdvMSS != w.AdvMSS {
+			w.AdvMSS = 0
+		}
+	}
+	w.Hops, w.Src = state.HopsOf(hops...), netip.Addr{}
+	return w
+}
+
+// metricOf spells a metric as the kernel keeps it: IPv6 turns 0 into its default.
+func metricOf(f state.Family, metric uint32) uint32 {
+	if metric == 0 {
+		return state.DefaultMetric(f)
+	}
+	return metric
+}

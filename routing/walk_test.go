@@ -1,0 +1,205 @@
+package routing_test
+
+import (
+	"fmt"
+	"maps"
+	"math/rand/v2"
+	"net/netip"
+	"path/filepath"
+	"slices"
+	"testing"
+
+	"github.com/sisod/sisod/internal/state"
+)
+
+// model is a kernel in memory: routes by the slot that NLM_F_REPLACE
+// overwrites, rules by identity. It checks the promises of the order.
+type model struct {
+	t      *testing.T
+	names  map[state.TableName]bool
+	groups map[string]uint32
+	sysctl map[string]string
+	routes map[routeSlot]state.Route
+	rules  map[state.Rule]bool
+	before state.Before
+	wanted state.Routes // of the plan under way
+}
+
+type routeSlot struct {
+	family state.Family
+	table  uint32
+	metric uint32
+	dst    netip.Prefix
+}
+
+func newModel(t *testing.T) *model {
+	return &model{
+		t: t, names: map[state.TableName]bool{}, groups: map[string]uint32{}, sysctl: map[string]string{},
+		routes: map[routeSlot]state.Route{}, rules: map[state.Rule]bool{},
+		before: state.Before{Groups: map[string]uint32{}, Sysctls: map[string]string{}},
+	}
+}
+
+func (m *model) observe() state.Observed {
+	o := state.Observed{State: state.New(), Before: state.Before{Groups: maps.Clone(m.before.Groups), Sysctls: maps.Clone(m.before.Sysctls)}}
+	o.Names, o.Groups, o.Sysctls, o.Rules = maps.Clone(m.names), maps.Clone(m.groups), maps.Clone(m.sysctl), maps.Clone(m.rules)
+	for _, r := range m.routes {
+		o.Routes.Add(r.Way, r.Dst)
+	}
+	o.Routes.Sort()
+	return o
+}
+
+func (m *model) apply(s state.Step) {
+	switch o := s.Object.(type) {
+	case state.TableName:
+		if s.Op.Removes() {
+			delete(m.names, o)
+		} else {
+			m.names[o] = true
+		}
+	case state.LinkGroup:
+		value(s.Op, m.groups, m.before.Groups, o.Link, o.Group)
+	case state.Sysctl:
+		value(s.Op, m.sysctl, m.before.Sysctls, o.Path, o.Value)
+	case state.RouteSet:
+		for r := range o.All() {
+			at := routeSlot{r.Family, r.Table, r.Metric, r.Dst}
+			if s.Op.Removes() {
+				if m.routes[at] != r {
+					m.t.Fatalf("delete of a route that is not there: %s", r)
+				}
+				delete(m.routes, at)
+				m.tableNotEmptiedUnderRules(r)
+			} else {
+				m.routes[at] = r
+			}
+		}
+	case state.Rule:
+		switch {
+		case s.Op.Removes() && !m.rules[o]:
+			m.t.Fatalf("delete of a rule that is not there: %s", o)
+		case s.Op.Removes():
+			delete(m.rules, o)
+		case m.rules[o]:
+			m.t.Fatalf("a rule added twice: %s", o)
+		default:
+			m.rules[o] = true
+			m.ruleLeadsToWholeTable(o)
+		}
+	}
+}
+
+func value[V comparable](op state.Op, now, before map[string]V, key string, v V) {
+	if op == state.Restore {
+		now[key] = v
+		delete(before, key)
+		return
+	}
+	if _, ok := before[key]; !ok {
+		before[key] = now[key]
+	}
+	now[key] = v
+}
+
+// ruleLeadsToWholeTable: a table is complete before any rule leads to it.
+func (m *model) ruleLeadsToWholeTable(r state.Rule) {
+	for want := range m.wanted.All() {
+		if at := (routeSlot{want.Family, want.Table, want.Metric, want.Dst}); want.Table == r.Table && want.Family == r.Family && m.routes[at] != want {
+			m.t.Errorf("rule leads to an unfinished table: %s, before %s", r, want)
+		}
+	}
+}
+
+// tableNotEmptiedUnderRules: source rules go before the last route of their table.
+func (m *model) tableNotEmptiedUnderRules(gone state.Route) {
+	for at := range m.routes {
+		if at.table == gone.Table && at.family == gone.Family {
+			return
+		}
+	}
+	for r := range m.rules {
+		if r.Table == gone.Table && r.Family == gone.Family && r.From.IsValid() {
+			m.t.Errorf("table %d is emptied while a rule leads there: %s", gone.Table, r)
+		}
+	}
+}
+
+// TestRandomWalksConverge goes from any moment of any case to any other, with
+// interruptions, and expects the kernel to be as desired after each whole plan.
+func TestRandomWalksConverge(t *testing.T) {
+	var all []moment
+	for _, dir := range cases(t) {
+		for _, m := range moments(t, dir) {
+			m.name = filepath.Base(dir) + "/" + m.name
+			all = append(all, m)
+		}
+	}
+	all = append(all, moment{name: "nothing", desired: state.Desired{State: state.New()}})
+	const seed = 1
+	random := rand.New(rand.NewPCG(seed, seed))
+	kernel := newModel(t)
+	for range 3000 {
+		m := all[random.IntN(len(all))]
+		kernel.wanted = m.desired.Routes
+		plan := state.Diff(kernel.observe(), m.desired)
+		if random.IntN(4) == 0 && len(plan.Steps) > 0 {
+			plan.Steps = plan.Steps[:random.IntN(len(plan.Steps))] // killed in the middle
+		}
+		for _, s := range plan.Steps {
+			kernel.apply(s)
+		}
+		plan = state.Diff(kernel.observe(), m.desired)
+		for _, s := range plan.Steps {
+			kernel.apply(s)
+		}
+		if rest := state.Diff(kernel.observe(), m.desired); !rest.Empty() {
+			t.Fatalf("%s: still to do after a whole plan: %v", m.name, rest.Steps)
+		}
+		if t.Failed() {
+			t.Fatalf("on the way to %s: %s", m.name, plan.Commands())
+		}
+	}
+}
+
+func TestNoMomentWantsTwoRoutesInOneSlot(t *testing.T) {
+	for _, dir := range cases(t) {
+		for _, m := range moments(t, dir) {
+			seen := map[routeSlot]state.Route{}
+			for r := range m.desired.Routes.All() {
+				at := routeSlot{r.Family, r.Table, r.Metric, r.Dst}
+				if other, ok := seen[at]; ok {
+					t.Errorf("%s/%s: %s and %s overwrite each other", dir, m.name, other, r)
+				}
+				seen[at] = r
+			}
+		}
+	}
+}
+
+func TestEveryObjectHasAnOrigin(t *testing.T) {
+	for _, dir := range cases(t) {
+		for _, m := range moments(t, dir) {
+			for _, s := range state.Diff(state.Observed{State: state.New()}, m.desired).Steps {
+				if s.Origin == "" {
+					t.Errorf("%s/%s: no profile line for %s", dir, m.name, s.Object.Spell(nil))
+				}
+			}
+		}
+	}
+}
+
+func TestDesiredIsTheSameInEveryRun(t *testing.T) {
+	for _, dir := range cases(t) {
+		for _, m := range moments(t, dir) {
+			want := fmt.Sprint(state.Diff(state.Observed{State: state.New()}, m.desired).Commands())
+			for range 20 {
+				again := moments(t, dir)
+				i := slices.IndexFunc(again, func(o moment) bool { return o.name == m.name })
+				if got := fmt.Sprint(state.Diff(state.Observed{State: state.New()}, again[i].desired).Commands()); got != want {
+					t.Fatalf("%s/%s: differs from run to run:\n%s\n%s", dir, m.name, got, want)
+				}
+			}
+		}
+	}
+}
