@@ -12,6 +12,7 @@ need ip iproute2
 need nft nftables
 need tcpdump tcpdump
 need ping iputils-ping
+need curl curl
 need strace strace
 need shellcheck shellcheck
 [ -n "$missing" ] || exit 0

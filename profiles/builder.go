@@ -98,8 +98,7 @@ func (b *builder) finish() (*Config, error) {
 	slices.SortStableFunc(c.Uplinks, func(x, y Uplink) int { return strings.Compare(x.Name, y.Name) })
 	c.Files = b.loader.read()
 	if len(b.loader.errs) > 0 {
-		b.loader.errs.sort()
-		return nil, b.loader.errs
+		return nil, b.loader.errs.tidy()
 	}
 	return c, nil
 }
@@ -121,49 +120,81 @@ func (b *builder) room(c *Config) {
 	}
 }
 
-// overlaps complains when lists of two uplinks hold the same prefix: a
-// destination can prefer one uplink. Inline prefixes are compared as well, for
-// a list may hold them.
+// overlaps complains when a list of one uplink holds a prefix that another
+// uplink wants: a destination can prefer one uplink. Two inline prefixes have
+// been compared already.
 func (b *builder) overlaps(c *Config) {
 	for i, u := range c.Uplinks {
 		for j, list := range u.To {
+			at := b.uplinks[i].To.items[j].at
+			if list.File == "" {
+				b.listed(c, i, list, at)
+				continue
+			}
 			for _, other := range c.Uplinks[:i] {
 				for _, earlier := range other.To {
-					if list.File == "" && earlier.File == "" || list.File == earlier.File {
+					if earlier.File == "" || earlier.File == list.File {
 						continue
 					}
-					n4, first4 := common(list.IPv4, earlier.IPv4)
+					n4, first := common(list.IPv4, earlier.IPv4)
 					n6, first6 := common(list.IPv6, earlier.IPv6)
-					if n4+n6 == 0 {
-						continue
-					}
 					if n4 == 0 {
-						first4 = first6
+						first = first6
 					}
-					raw := b.uplinks[i].To.items[j].at
-					raw.bad(fmt.Sprintf("%s of this list %s in `to` of uplink %s as well (%s), first %s",
-						plural(n4+n6, "prefix", "prefixes"), isAre(n4+n6), other.Name, earlier.Pos, first4),
-						oneUplink+": take it out of one of the two")
+					if n := n4 + n6; n > 0 {
+						at.bad(fmt.Sprintf("%s of this list %s in %s of uplink %s as well (%s), first %s",
+							plural(n, "prefix", "prefixes"), isAre(n), earlier.File, other.Name, earlier.Pos, first),
+							oneUplink+": take it out of one of the two")
+					}
 				}
 			}
 		}
 	}
 }
 
-// common counts the members of two sorted lists that are in both, and returns
-// the first.
-func common(a, b []netip.Prefix) (n int, first netip.Prefix) {
-	for len(a) > 0 && len(b) > 0 {
-		switch c := a[0].Compare(b[0]); {
-		case c < 0:
-			a = a[1:]
-		case c > 0:
-			b = b[1:]
-		default:
-			if n++; n == 1 {
-				first = a[0]
+// listed complains about an inline prefix that is in the list of another uplink.
+func (b *builder) listed(c *Config, uplink int, inline PrefixList, at *node) {
+	for i, other := range c.Uplinks {
+		if i == uplink {
+			continue
+		}
+		for _, list := range other.To {
+			if list.File == "" {
+				continue
 			}
-			a, b = a[1:], b[1:]
+			n4, first := common(inline.IPv4, list.IPv4)
+			n6, first6 := common(inline.IPv6, list.IPv6)
+			if n4 == 0 {
+				first = first6
+			}
+			if n4+n6 > 0 {
+				at.bad(fmt.Sprintf("%s is in %s of uplink %s as well (%s)", first, list.File, other.Name, list.Pos), oneUplink)
+			}
+		}
+	}
+}
+
+// common counts the members of sorted a that are in sorted b, and returns the
+// first. A short list is looked up in a long one.
+func common(a, b []netip.Prefix) (n int, first netip.Prefix) {
+	if len(a) > len(b) {
+		a, b = b, a
+	}
+	for _, p := range a {
+		at, found := 0, false
+		if len(a) < len(b)/32 {
+			at, found = slices.BinarySearchFunc(b, p, netip.Prefix.Compare)
+		} else {
+			for at < len(b) && b[at].Compare(p) < 0 {
+				at++
+			}
+			found = at < len(b) && b[at] == p
+		}
+		b = b[at:]
+		if found {
+			if n++; n == 1 {
+				first = p
+			}
 		}
 	}
 	return n, first

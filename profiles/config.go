@@ -62,7 +62,7 @@ type Settings struct {
 const Window = 1000
 
 // DefaultSettings are the settings without a sisod.toml.
-var DefaultSettings = Settings{Priority: 11500, Table: 11500, MarkMask: 0x00ff0000, Group: 115, Watch: true}
+var DefaultSettings = Settings{Priority: 11500, Table: 11500, MarkMask: 0x3f000000, Group: 115, Watch: true}
 
 // At is a value with its place.
 type At[T any] struct {

@@ -17,6 +17,9 @@ type document struct {
 	text   string
 	starts []int // byte offsets of the lines
 	errs   *Errors
+	// counted is the place that position last counted to, so that the places of a
+	// long line cost one count of it and not one each.
+	counted struct{ line, offset, col int }
 	// settings is set for sisod.toml, whose keys are others than a profile's.
 	settings bool
 }
@@ -25,6 +28,7 @@ type document struct {
 const (
 	maxProfile = 1 << 20 // bytes
 	maxDepth   = 500     // brackets within brackets
+	maxParts   = 50      // dots of a dotted key
 )
 
 // parse reads a TOML text. It complains and returns nil when the text is none.
@@ -51,6 +55,11 @@ func parse(path string, text []byte, settings bool, errs *Errors) *node {
 		return nil
 	}
 	root, _, err := scan(d.text)
+	var twice *twiceError
+	if errors.As(err, &twice) {
+		d.complain(twice.key, twice.Error(), "a key may stand once: remove one of the two")
+		return nil
+	}
 	if err == nil {
 		err = root.take(values, d)
 	}
@@ -134,19 +143,37 @@ func (d *document) utf8() bool {
 }
 
 // shallow refuses a text whose nesting only a machine would write: the parser
-// needs time by the square of it. Brackets in strings and comments count too,
-// which no honest file notices.
+// needs time by the square of it. It looks before the text is known to be TOML,
+// so brackets in strings and comments count too, which no honest file notices.
 func (d *document) shallow() bool {
-	depth := 0
+	depth, dots := 0, 0
+	var quote byte
+	comment := false
 	for i := range len(d.text) {
-		switch d.text[i] {
-		case '[', '{':
+		switch c := d.text[i]; {
+		case c == '\n':
+			dots, quote, comment = 0, 0, false
+		case c == '[' || c == '{':
 			depth++
-		case ']', '}':
+		case c == ']' || c == '}':
 			depth = max(depth-1, 0)
+		case quote == 0 && c == '#':
+			comment = true
+		case quote == 0 && (c == '"' || c == '\''):
+			quote = c
+		case c == quote:
+			quote = 0
+		case c == '.' && quote == 0 && !comment:
+			dots++
+		case c == '=' || c == ',':
+			dots = 0
 		}
 		if depth > maxDepth {
 			d.complain(span{i, i + 1}, fmt.Sprintf("more than %d brackets are open here", maxDepth), "close them")
+			return false
+		}
+		if dots > maxParts {
+			d.complain(span{i, i + 1}, fmt.Sprintf("a key with more than %d dots", maxParts), "no key of sisod has more than three")
 			return false
 		}
 	}
@@ -157,7 +184,10 @@ func (d *document) shallow() bool {
 func (d *document) complain(at span, text, hint string) {
 	pos := d.position(at.start)
 	start := d.starts[pos.Line-1]
-	line, _, _ := strings.Cut(d.text[start:], "\n")
+	line := d.text[start:]
+	if pos.Line < len(d.starts) {
+		line = d.text[start : d.starts[pos.Line]-1]
+	}
 	line = strings.TrimSuffix(line, "\r")
 	end := min(max(at.end, at.start), start+len(line))
 	width := 1
@@ -170,8 +200,13 @@ func (d *document) complain(at span, text, hint string) {
 // position turns a byte offset into line and column.
 func (d *document) position(offset int) Position {
 	line := sort.SearchInts(d.starts, offset+1)
-	start := d.starts[line-1]
-	return Position{File: d.path, Line: line, Col: utf8.RuneCountInString(d.text[start:offset]) + 1}
+	from, col := d.starts[line-1], 1
+	if d.counted.line == line && d.counted.offset <= offset {
+		from, col = d.counted.offset, d.counted.col
+	}
+	col += utf8.RuneCountInString(d.text[from:offset])
+	d.counted.line, d.counted.offset, d.counted.col = line, offset, col
+	return Position{File: d.path, Line: line, Col: col}
 }
 
 // pos is where the key stands, or the value of an element.

@@ -22,7 +22,8 @@ type Error struct {
 	Width int
 }
 
-// Errors are all complaints about all files, by file, line and column.
+// Errors are all complaints about all files, by file, line and column; of
+// those about one file the first hundred.
 type Errors []*Error
 
 // Error is all complaints, each with its excerpt and hint.
@@ -32,6 +33,28 @@ func (e Errors) Error() string {
 		texts[i] = one.Error()
 	}
 	return strings.Join(texts, "\n")
+}
+
+// maxFileErrors is the number of complaints about one file that are worth
+// reading at once.
+const maxFileErrors = 100
+
+// tidy sorts the complaints and cuts those about one file to maxFileErrors.
+func (e Errors) tidy() Errors {
+	e.sort()
+	var kept Errors
+	for len(e) > 0 {
+		n := 1
+		for n < len(e) && e[n].Pos.File == e[0].Pos.File {
+			n++
+		}
+		kept = append(kept, e[:min(n, maxFileErrors)]...)
+		if n > maxFileErrors {
+			kept = append(kept, &Error{Pos: e[maxFileErrors].Pos, Text: fmt.Sprintf("and %s about this file", plural(n-maxFileErrors, "more complaint", "more complaints"))})
+		}
+		e = e[n:]
+	}
+	return kept
 }
 
 func (e Errors) sort() {

@@ -27,7 +27,7 @@ const (
 func Load(root, dir string) (*Config, error) {
 	l := &loader{root: root, folders: true}
 	if _, ok := l.folder(dir, false); !ok {
-		return nil, l.errs
+		return nil, l.errs.tidy()
 	}
 	b := newBuilder(l)
 	if path := filepath.Join(dir, SettingsFile); l.exists(path) {
@@ -135,7 +135,7 @@ func writable(path string, stat fs.FileInfo) *fault {
 	if stat.Mode().Perm()&0o022 == 0 {
 		return nil
 	}
-	return faultf("whoever can write it decides where this host's packets go: chmod go-w "+path,
+	return faultf("whoever can write it decides where this host's packets go:\nchmod go-w "+path,
 		"others than the owner can write this (mode %04o)", stat.Mode().Perm())
 }
 
@@ -206,7 +206,7 @@ func (l *loader) document(path string, settings bool) *node {
 		l.complain(path, l.refusal(path, err, ""))
 		return nil
 	case len(text) > maxProfile:
-		l.complain(path, faultf(`a long list of prefixes stands in a file of its own, named in the uplink's key: to = ["@cn.zone"]`,
+		l.complain(path, faultf("a long list of prefixes stands in a file of its own, named in the uplink's key:\nto = [\"@cn.zone\"]",
 			"the file has %.1f MB; a profile has at most %d MB", float64(max(size, maxProfile+1))/(1<<20), maxProfile>>20))
 		return nil
 	}

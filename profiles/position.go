@@ -46,6 +46,17 @@ type definition struct {
 
 var errLost = errors.New("scan TOML: text that the parser took and the position finder does not know")
 
+// twiceError is a key that stands twice, where the parser dropped one of the
+// two silently.
+type twiceError struct {
+	path []string
+	key  span
+}
+
+func (e *twiceError) Error() string {
+	return fmt.Sprintf("key '%s' has already been defined", dotted(e.path))
+}
+
 // scanner finds where keys and values stand. It relies on the text being
 // valid TOML: whether it is, is toml.Decode's question.
 type scanner struct {
@@ -286,9 +297,7 @@ func (n *node) child(p part, s shape) *node {
 	if n.children == nil {
 		n.children = map[string]*node{}
 	}
-	if _, known := n.children[p.name]; !known {
-		n.keys = append(n.keys, p.name)
-	}
+	n.keys = append(n.keys, p.name)
 	n.children[p.name] = c
 	return c
 }
@@ -304,7 +313,11 @@ func (s *scanner) pair(into *node) error {
 	}
 	s.space()
 	last := parts[len(parts)-1]
-	n := s.descend(into, parts[:len(parts)-1]).child(last, scalar)
+	parent := s.descend(into, parts[:len(parts)-1])
+	if first, known := parent.children[last.name]; known {
+		return &twiceError{first.path, last.span}
+	}
+	n := parent.child(last, scalar)
 	s.found = append(s.found, definition{n.path, last.span})
 	return s.fill(n)
 }

@@ -30,9 +30,9 @@ func (r rawSettings) check() Settings {
 			s.Table = v
 		}
 	}
-	if v, ok := within(r.MarkMask, 1, 0xffffffff, "a mask of the packet mark's 32 bits, such as 0x00ff0000"); ok {
+	if v, ok := within(r.MarkMask, 1, 0xffffffff, "a mask of the packet mark's 32 bits, such as 0x3f000000"); ok {
 		if run := v >> bits.TrailingZeros32(v); run&(run+1) != 0 {
-			r.MarkMask.at.bad(fmt.Sprintf("mark_mask %#08x has a gap", v), "the bits of the mask must be neighbours, such as 0x00ff0000")
+			r.MarkMask.at.bad(fmt.Sprintf("mark_mask %#08x has a gap", v), "the bits of the mask must be neighbours, such as 0x3f000000")
 		} else {
 			s.MarkMask = v
 		}

@@ -16,8 +16,7 @@ func (b *builder) destinations() {
 		return
 	}
 	for _, f := range state.Families {
-		taken := map[netip.Prefix]bool{}
-		var lists [][]netip.Prefix
+		networks := map[netip.Prefix]bool{}
 		active := false
 		for _, e := range b.exits {
 			if e.Family != f {
@@ -36,8 +35,8 @@ func (b *builder) destinations() {
 			}
 			for _, n := range e.networks {
 				hop, _ := n.Hops.Single()
-				if !hop.Via.IsValid() && !n.Dst.Addr().IsLinkLocalUnicast() && !taken[n.Dst] {
-					taken[n.Dst] = true
+				if !hop.Via.IsValid() && !n.Dst.Addr().IsLinkLocalUnicast() && !networks[n.Dst] {
+					networks[n.Dst] = true
 					n.Table = table
 					b.route(n, e.profile.Pos.Short())
 				}
@@ -59,14 +58,11 @@ func (b *builder) destinations() {
 				if !e.Out || !e.Carrier {
 					continue // it falls back to what comes after
 				}
-				// A prefix that several uplinks name is the first one's while that is there.
-				free := without(list, taken, lists)
 				w := e.way(table, state.DefaultMetric(f))
-				b.Routes.Add(w, free...)
+				b.Routes.Add(w, without(list, networks)...)
 				if b.Origins[w] == "" {
 					b.Origins[w] = l.Pos.Short()
 				}
-				lists = append(lists, list)
 			}
 		}
 		b.rule(b.row(f, rowDestinations, table), origin)
@@ -80,19 +76,15 @@ func prefixes(v4, v6 []netip.Prefix, f state.Family) []netip.Prefix {
 	return v4
 }
 
-// without returns the members of list that are in neither. It copies only
-// when something has to go: a list may hold a million.
-func without(list []netip.Prefix, taken map[netip.Prefix]bool, lists [][]netip.Prefix) []netip.Prefix {
-	gone := func(p netip.Prefix) bool {
-		return taken[p] || slices.ContainsFunc(lists, func(l []netip.Prefix) bool {
-			_, found := slices.BinarySearchFunc(l, p, netip.Prefix.Compare)
-			return found
-		})
-	}
-	if len(taken) == 0 && len(lists) == 0 || !slices.ContainsFunc(list, gone) {
+// without returns the members of list that are no network of an uplink: its
+// neighbours are reached on the link. It copies only when something has to go,
+// for a list may hold a million.
+func without(list []netip.Prefix, networks map[netip.Prefix]bool) []netip.Prefix {
+	network := func(p netip.Prefix) bool { return networks[p] }
+	if !slices.ContainsFunc(list, network) {
 		return list
 	}
-	return slices.DeleteFunc(slices.Clone(list), gone)
+	return slices.DeleteFunc(slices.Clone(list), network)
 }
 
 // defaults offers the candidates for the host's own default route. What main

@@ -212,7 +212,12 @@ func (b *builder) interfaceOf(u *profiles.Uplink) {
 	}
 	link := b.facts.Links[i]
 	if slices.ContainsFunc(b.exits, func(e *Exit) bool { return e.Uplink == u.Name && e.Active }) {
-		if link.Group == 0 || link.Group == b.config.Settings.Group {
+		group, moved := b.facts.FoundGroups[link.Name]
+		if !moved {
+			group = link.Group
+		}
+		// A group of sisod's own choice does not stand in the way of another one.
+		if group == 0 || group == b.config.Settings.Group {
 			b.Groups[link.Name] = b.config.Settings.Group
 			b.Origins[state.LinkGroup{Link: link.Name, Group: b.config.Settings.Group}] = u.Pos.Short()
 		} else {

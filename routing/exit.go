@@ -84,12 +84,12 @@ func (e *Exit) look(f state.Facts) {
 	e.link = f.Links[i]
 	e.follow(f)
 	via, why := e.wayOut(f)
+	if !e.link.Up && why != unused {
+		// Whatever else is missing went with the link.
+		why = fmt.Sprintf("interface %s is down", e.Interface)
+	}
 	if why != "" {
 		e.Trouble = why
-		return
-	}
-	if !e.link.Up {
-		e.Trouble = fmt.Sprintf("interface %s is down", e.Interface)
 		return
 	}
 	e.Gateway, e.Out, e.Active, e.Carrier = via, true, true, e.link.Carrier
@@ -312,10 +312,17 @@ func (e *Exit) hop() state.Hop {
 	return state.Hop{Via: e.Gateway.Via, Dev: e.Interface, OnLink: e.Gateway.OnLink}
 }
 
+// leastIPv6MTU is the least MTU of IPv6 (RFC 8200, section 5).
+const leastIPv6MTU = 1280
+
 // way is how packets leave by the exit, in a table and with a metric.
 func (e *Exit) way(table, metric uint32) state.Way {
+	mtu := e.profile.MTU
+	if e.Family == state.IPv6 && mtu < leastIPv6MTU {
+		mtu = 0
+	}
 	return state.Way{
 		Family: e.Family, Table: table, Metric: metric, Type: state.Unicast, Hops: state.HopsOf(e.hop()),
-		Src: e.src, MTU: e.profile.MTU, AdvMSS: e.profile.AdvMSS, Protocol: state.Protocol,
+		Src: e.src, MTU: mtu, AdvMSS: e.profile.AdvMSS, Protocol: state.Protocol,
 	}
 }

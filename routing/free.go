@@ -160,6 +160,18 @@ func (b *builder) conflicts() {
 			})
 		}
 	}
+	for _, r := range b.facts.Final {
+		cure := "; let the program that made it use a table of its own (WireGuard: Table = off; OpenVPN: no redirect-gateway def1)"
+		if r.Type != state.Unicast {
+			cure = "; delete it: the guard of each uplink keeps its replies from leaving by another"
+		}
+		if len(b.config.Uplinks) > 0 {
+			b.Problems = append(b.Problems, state.Problem{
+				Subject: "table main",
+				Text:    "has a route that decides replies too, before any uplink's table is asked: " + r.Spell(names) + cure,
+			})
+		}
+	}
 	first := b.config.Settings.Priority
 	for _, r := range b.facts.ForeignRules {
 		if r.Priority < first || r.Priority >= first+profiles.Window {

@@ -205,9 +205,10 @@ func TestAReaderThatStopsLeavesTheSocketUsable(t *testing.T) {
 	stop := errors.New("stop")
 	body := make([]byte, sizeofRuleHeader)
 	body[0] = unix.AF_INET
-	err := c.dump(message{kind: unix.RTM_GETRULE, body: body}, func() {}, func(uint16, []byte) error { return stop })
-	if !errors.Is(err, stop) {
-		t.Errorf("error is %v", err)
+	calls := 0
+	err := c.dump(message{kind: unix.RTM_GETRULE, body: body}, func() {}, func(uint16, []byte) error { calls++; return stop })
+	if !errors.Is(err, stop) || calls != 1 {
+		t.Errorf("after %d calls: %v", calls, err)
 	}
 	if n := len(observedRules(t, c, state.IPv4)); n != 3+3000 {
 		t.Errorf("%d rules", n)
@@ -224,6 +225,9 @@ func TestAnswersOfOthersThanTheKernelAreIgnored(t *testing.T) {
 	packet := appendMessage(nil, unix.NLMSG_ERROR, 0, c.seq+1, forged)
 	if err := unix.Sendto(other.fd, packet, 0, &unix.SockaddrNetlink{Family: unix.AF_NETLINK, Pid: c.portID()}); err != nil {
 		t.Fatal(err)
+	}
+	if n, _, err := unix.Recvfrom(c.fd, make([]byte, 100), unix.MSG_PEEK|unix.MSG_DONTWAIT); n != len(packet) {
+		t.Fatalf("the forged answer did not arrive: %v", err)
 	}
 	if err := c.do(ruleMessages(t, 1))[0]; err != nil {
 		t.Errorf("the forged answer was believed: %v", err)

@@ -17,7 +17,9 @@ func readDhclientLeases(content []byte, link string, _, now time.Time) (lease, b
 	for token := range dhclientTokens(string(content)) {
 		switch token.kind {
 		case '{':
-			inside, block = len(token.words) == 1 && token.words[0] == "lease", nil
+			// Before the word may be the rest of a statement: only the end of a long
+			// file is read.
+			inside, block = len(token.words) > 0 && token.words[len(token.words)-1] == "lease", nil
 		case '}':
 			if inside {
 				if l, of, valid := readDhclientBlock(block, now); of == "" || of == link {

@@ -91,6 +91,34 @@ func (h *Host) learnGateways(interfaces []string) ([]state.LearnedGateway, []sta
 	return gateways, main, skipped, nil
 }
 
+// finalRoutes are those routes of main that decide for half of all
+// destinations or more before a table of sisod's is asked: rejecting ones are never
+// suppressed, and the two halves of a default, which VPNs use, are no default.
+func (h *Host) finalRoutes(uplinks []string) ([]state.Route, error) {
+	var out []state.Route
+	for _, f := range state.Families {
+		filters := []routeFilter{{kind: state.Unreachable}, {kind: state.Blackhole}, {kind: state.Prohibit}}
+		for _, l := range h.links.all() {
+			if l.PointToPoint && !slices.Contains(uplinks, l.Name) {
+				filters = append(filters, routeFilter{oif: l.Index})
+			}
+		}
+		for _, filter := range filters {
+			filter.family, filter.table = f, state.TableMain
+			err := h.conn.dumpRoutes(filter, func(r observedRoute) bool {
+				if r.Dst.Bits() == 1 || r.Dst.Bits() == 0 && r.Type != state.Unicast {
+					out = append(out, r.Route)
+				}
+				return true
+			})
+			if err != nil {
+				return nil, err
+			}
+		}
+	}
+	return out, nil
+}
+
 // mainOf reads main's defaults and other routes on one interface.
 func (h *Host) mainOf(f state.Family, index int, link string) (defaults []candidate, routes []state.Route, skipped int, err error) {
 	var connected, others []state.Route

@@ -51,6 +51,17 @@ var leasePlaces = [...]leasePlace{
 	{"dhcpcd", "var/lib/dhcpcd5", namedForDhcpcd, readDhcpcdLease},
 }
 
+// LeaseDirs are the folders that leases are looked for in, there or not.
+func (h *Host) LeaseDirs() []string {
+	var dirs []string
+	for _, p := range leasePlaces {
+		if dir := filepath.Join(h.root(), p.dir); !slices.Contains(dirs, dir) {
+			dirs = append(dirs, dir)
+		}
+	}
+	return dirs
+}
+
 func namedByIndex(file string, index int, _ string) bool { return file == strconv.Itoa(index) }
 
 // networkManagerName matches PREFIX, the UUID of a connection, and the interface.

@@ -10,6 +10,7 @@ import (
 	"path/filepath"
 	"strconv"
 	"strings"
+	"syscall"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -19,6 +20,7 @@ const (
 	lockFile   = "lock"     // held while something is changed
 	daemonFile = "run.lock" // held by the daemon for as long as it runs
 	heldFile   = "held"     // there after a flush
+	newsFile   = "applied"  // another content after each application that a command made
 
 	// lockPatience is how long an applier waits for another one.
 	lockPatience = 10 * time.Second
@@ -62,6 +64,32 @@ func (h *Host) ClaimDaemon() (release func(), err error) {
 		return nil, fmt.Errorf("another sisod run (%s) keeps this host: stop it first, or give this one a --run-dir of its own", holder(path))
 	}
 	return release, err
+}
+
+// DaemonRuns reports whether the process is the daemon with this run folder. It
+// looks at the kernel's list of locks (proc(5), /proc/locks): a number may be
+// another process's by now, and trying the lock could keep out a daemon that
+// is just starting.
+func DaemonRuns(runDir string, pid int) bool {
+	stat, err := os.Stat(filepath.Join(cmp.Or(runDir, defaultRunDir), daemonFile))
+	if err != nil {
+		return false
+	}
+	sys, ok := stat.Sys().(*syscall.Stat_t)
+	locks, err := os.ReadFile("/proc/locks")
+	if !ok || err != nil {
+		_, err := os.Stat(filepath.Join("/proc", strconv.Itoa(pid)))
+		return err == nil
+	}
+	owner, inode := strconv.Itoa(pid), ":"+strconv.FormatUint(sys.Ino, 10)
+	for line := range strings.Lines(string(locks)) {
+		// 1: FLOCK ADVISORY WRITE PID MAJOR:MINOR:INODE 0 EOF
+		f := strings.Fields(line)
+		if len(f) >= 6 && f[1] == "FLOCK" && f[4] == owner && strings.HasSuffix(f[5], inode) {
+			return true
+		}
+	}
+	return false
 }
 
 // takeLock locks a file, with the process's number in it, or returns errLocked.
@@ -127,4 +155,29 @@ func (h *Host) Release() error {
 func (h *Host) Held() bool {
 	_, err := os.Lstat(filepath.Join(h.runDir(), heldFile))
 	return !errors.Is(err, fs.ErrNotExist)
+}
+
+// Announce tells a running daemon that its caller, which holds the Lock, is
+// about to apply the profiles as they are now: what the daemon has read before
+// is not what the operator wants any more.
+func (h *Host) Announce() error {
+	path := filepath.Join(h.runDir(), newsFile)
+	f, err := os.OpenFile(path, os.O_WRONLY|os.O_CREATE|os.O_TRUNC|unix.O_NOFOLLOW, 0o644)
+	if err != nil {
+		return fmt.Errorf("announce to the daemon: %w", err)
+	}
+	_, err = fmt.Fprintf(f, "%d %d\n", os.Getpid(), time.Now().UnixNano())
+	if err := errors.Join(err, f.Close()); err != nil {
+		return fmt.Errorf("announce to the daemon: %w", err)
+	}
+	return nil
+}
+
+// Announced tells one announcement from another; it is "" before the first.
+func (h *Host) Announced() string {
+	content, err := os.ReadFile(filepath.Join(h.runDir(), newsFile))
+	if err != nil {
+		return ""
+	}
+	return string(content)
 }

@@ -53,6 +53,9 @@ func TestSecondDaemonIsRefused(t *testing.T) {
 	if _, err := other.ClaimDaemon(); err == nil || !strings.Contains(err.Error(), fmt.Sprintf("another sisod run (pid %d", os.Getpid())) {
 		t.Errorf("second daemon: %v", err)
 	}
+	if dir := h.options.RunDir; !DaemonRuns(dir, os.Getpid()) || DaemonRuns(dir, os.Getppid()) || DaemonRuns(t.TempDir(), os.Getpid()) {
+		t.Error("the daemon is not told from other processes")
+	}
 	// A daemon does not keep appliers out.
 	unlock, err := other.Lock(context.Background())
 	if err != nil {
@@ -60,6 +63,9 @@ func TestSecondDaemonIsRefused(t *testing.T) {
 	}
 	unlock()
 	release()
+	if DaemonRuns(h.options.RunDir, os.Getpid()) {
+		t.Error("a daemon that has ended runs")
+	}
 	release, err = other.ClaimDaemon()
 	if err != nil {
 		t.Fatal(err)

@@ -3,6 +3,7 @@ package kernel
 import (
 	"context"
 	"fmt"
+	"maps"
 	"net/netip"
 	"slices"
 
@@ -26,6 +27,20 @@ func (h *Host) Read(ctx context.Context, q Query, parts Parts) (Snapshot, error)
 		}
 	}
 	return h.cached, nil
+}
+
+// TableNames reads the names of tables ahead of everything else, because they
+// tell which tables to read: the facts hold SystemTables and OwnTables. Without
+// again they may be those of the last read.
+func (h *Host) TableNames(again bool) (state.Facts, error) {
+	if again || h.stale&PartNames != 0 {
+		if err := h.readTableNames(); err != nil {
+			h.stale |= PartNames
+			return state.Facts{}, err
+		}
+		h.stale &^= PartNames
+	}
+	return state.Facts{SystemTables: h.cached.Facts.SystemTables, OwnTables: h.cached.Facts.OwnTables}, nil
 }
 
 // readPasses bounds the passes of one Read while links change below it. What
@@ -201,9 +216,7 @@ func (h *Host) readRoutes() error {
 			if err != nil {
 				return err
 			}
-			for w, dsts := range got {
-				own[w] = dsts
-			}
+			maps.Copy(own, got)
 			foreign = append(foreign, others...)
 		}
 		if !h.query.Sweep {
@@ -213,11 +226,7 @@ func (h *Host) readRoutes() error {
 		if err != nil {
 			return err
 		}
-		for w, dsts := range got {
-			if !slices.Contains(tables, w.Table) {
-				own[w] = dsts
-			}
-		}
+		maps.Copy(own, got)
 	}
 	own.Sort()
 	h.cached.Observed.Routes, h.cached.Facts.ForeignRoutes = own, foreign
@@ -261,6 +270,11 @@ func (h *Host) readMain() error {
 	if err != nil {
 		return err
 	}
+	final, err := h.finalRoutes(h.query.Interfaces)
+	if err != nil {
+		return err
+	}
+	h.cached.Facts.Final = final
 	h.cached.Facts.Gateways, h.cached.Facts.Main, h.cached.Facts.MainSkipped = gateways, routes, skipped
 	return nil
 }
@@ -277,6 +291,7 @@ func (h *Host) readValues() error {
 	}
 	h.cached.Facts.Sysctls, h.cached.Observed.Sysctls = values, values
 	h.cached.Facts.Known = h.ledger.known()
+	h.cached.Facts.FoundGroups = before.Groups
 	h.cached.Observed.Groups, h.cached.Observed.Before = groups, before
 	return nil
 }

@@ -40,6 +40,18 @@ func TestOnlyTheNamedPartsAreReadAgain(t *testing.T) {
 	}
 }
 
+// What sisod cannot have written is not compared with what it wants.
+func TestARouteThatSaysMoreIsForeign(t *testing.T) {
+	enterNamespace(t)
+	twoUplinks(t)
+	h := openTestHost(t)
+	ip(t, "route add default via 192.0.2.1 hoplimit 5 table 1001 proto 115")
+	s := readHost(t, h, Query{Tables: []uint32{1001}}, AllParts)
+	if s.Observed.Routes.Len() != 0 || len(s.Facts.ForeignRoutes) != 1 {
+		t.Errorf("own %v, foreign %v", s.Observed.Routes, s.Facts.ForeignRoutes)
+	}
+}
+
 func TestAnotherQuestionIsAnsweredAnew(t *testing.T) {
 	enterNamespace(t)
 	twoUplinks(t)

@@ -38,11 +38,7 @@ func appendRule(b []byte, r state.Rule) ([]byte, error) {
 	if err := checkRule(r); err != nil {
 		return b, err
 	}
-	table := byte(unix.RT_TABLE_UNSPEC)
-	if r.Table < 256 {
-		table = byte(r.Table)
-	}
-	b = append(b, addressFamily(r.Family), prefixBits(r.To), prefixBits(r.From), r.TOS, table, 0, 0, byte(r.Action))
+	b = append(b, addressFamily(r.Family), prefixBits(r.To), prefixBits(r.From), r.TOS, unix.RT_TABLE_UNSPEC, 0, 0, byte(r.Action))
 	var flags uint32
 	if r.Not {
 		flags = unix.FIB_RULE_INVERT
@@ -190,7 +186,7 @@ func decodeRule(b []byte) (observedRule, error) {
 		return observedRule{}, fmt.Errorf("read rule: %w", err)
 	}
 	if r.Action != state.Lookup {
-		// iproute2 writes main's number into rules that look nothing up.
+		// A rule that looks nothing up may carry a table all the same; it means nothing.
 		r.Table = state.TableUnspec
 	}
 	r.Partial = r.Partial || checkRule(r.Rule) != nil

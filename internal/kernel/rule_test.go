@@ -1,6 +1,7 @@
 package kernel
 
 import (
+	"encoding/binary"
 	"net/netip"
 	"slices"
 	"strings"
@@ -187,6 +188,35 @@ func TestForeignRuleFieldsAreMarked(t *testing.T) {
 	}
 	if len(snapshot.Facts.ForeignRules) != 5 {
 		t.Errorf("foreign rules are %v, want 5", snapshot.Facts.ForeignRules)
+	}
+}
+
+func TestFlagsThatAreNotKnownAreMarked(t *testing.T) {
+	body, err := appendRule(nil, state.NewRule(state.IPv4, 11500, 101))
+	if err != nil {
+		t.Fatal(err)
+	}
+	for flag, partial := range map[uint32]bool{0x01: false, 0x08: false, 0x10: false, 0x20: true} {
+		binary.NativeEndian.PutUint32(body[8:], flag) // fib_rule_hdr.flags
+		if r, err := decodeRule(body); err != nil || r.Partial != partial {
+			t.Errorf("flag %#x: partial %t, %v", flag, r.Partial, err)
+		}
+	}
+}
+
+func TestTheTableOfARejectingRuleMeansNothing(t *testing.T) {
+	enterNamespace(t)
+	h := openTestHost(t)
+	ip(t, "rule add from 10.0.0.1 table 7 unreachable priority 11500 protocol 115")
+	want := state.NewRule(state.IPv4, 11500, 0)
+	want.Action, want.From = state.RuleUnreachable, netip.MustParsePrefix("10.0.0.1/32")
+	s := readHost(t, h, Query{}, AllParts)
+	if !s.Observed.Rules[want] {
+		t.Errorf("rules are %v", s.Observed.Rules)
+	}
+	applyAll(t, h, state.Diff(s.Observed, state.Desired{State: state.New()}))
+	if n := len(ip(t, "rule")); n != 3 {
+		t.Errorf("%d rules are left, want 3", n)
 	}
 }
 

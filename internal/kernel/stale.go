@@ -222,8 +222,6 @@ func (s *baseline) relevantRoute(r observedRoute, replaces bool) Parts {
 		return 0
 	case r.Protocol == state.Protocol || s.tables[r.Table]:
 		return PartRoutes
-	case r.Table == state.TableLocal:
-		return 0
 	case r.Dst.Bits() == 0 && r.Table == state.TableMain:
 		return PartMain
 	case r.Dst.Bits() == 0 && s.onInterest(r):

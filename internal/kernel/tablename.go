@@ -60,7 +60,7 @@ func (h *Host) readNames() (system, own map[string]uint32, err error) {
 	if err != nil {
 		return nil, nil, fmt.Errorf("read table names: %w", err)
 	}
-	ownFile := h.namesFile()
+	ownFile := h.NamesFile()
 	for _, file := range dropIns {
 		content, err := os.ReadFile(file)
 		if errors.Is(err, fs.ErrNotExist) {
@@ -125,7 +125,8 @@ func leadingNumber(s string) (number uint32, rest string, ok bool) {
 	return uint32(n), rest, err == nil
 }
 
-func (h *Host) namesFile() string {
+// NamesFile is the drop-in in which sisod records the names of its tables.
+func (h *Host) NamesFile() string {
 	return filepath.Join(h.ipRoute2Dir(), filepath.FromSlash(state.TableNamesFile))
 }
 
@@ -172,7 +173,7 @@ func allSteps(steps []state.Step, err error) []error {
 }
 
 func (h *Host) writeNames(own map[string]uint32) error {
-	file := h.namesFile()
+	file := h.NamesFile()
 	have, err := os.ReadFile(file)
 	if err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return err

@@ -31,6 +31,9 @@ type Facts struct {
 	ForeignRules []Rule
 	// ForeignRoutes are the routes of others in tables of sisod's.
 	ForeignRoutes []Route
+	// FoundGroups are the groups that links were in before sisod moved them, by
+	// name. A link that is not there is in a group of its owner's choice.
+	FoundGroups map[string]uint32
 	// Sysctls holds values that desired state depends on, by path.
 	Sysctls map[string]string
 }
@@ -76,9 +79,9 @@ type GatewayKey struct {
 
 // Problem is a wish that is valid and cannot come true now.
 type Problem struct {
-	Subject string // "uplink china", "rule 11400"
-	Text    string // what, why, and what to do
-	Origin  string // the profile's place, "isp.toml:3"
+	Subject string `json:"subject"`          // "uplink china", "rule 11400"
+	Text    string `json:"text"`             // what, why, and what to do
+	Origin  string `json:"origin,omitempty"` // the profile's place, "isp.toml:3"
 }
 
 // String is the problem on one line.

@@ -72,8 +72,9 @@ func (h Hop) String() string {
 // Hops is an immutable, comparable list of next hops.
 type Hops struct {
 	one Hop
-	// more is the text of the hops after the first, "via|dev|onlink|weight" each
-	// on its line: it makes a list of any length comparable.
+	// more is the text of the hops after the first, "via/dev/onlink/weight" each
+	// on its line: it makes a list of any length comparable. No name of a link
+	// holds a slash or a space (net/core/dev.c, dev_valid_name).
 	more string
 }
 
@@ -90,7 +91,7 @@ func HopsOf(hops ...Hop) Hops {
 		if m.Via.IsValid() {
 			via = m.Via.String()
 		}
-		h.more += fmt.Sprintf("%s|%s|%t|%d\n", via, m.Dev, m.OnLink, m.Weight)
+		h.more += fmt.Sprintf("%s/%s/%t/%d\n", via, m.Dev, m.OnLink, m.Weight)
 	}
 	return h
 }
@@ -108,7 +109,7 @@ func (h Hops) All() []Hop {
 	}
 	hops := []Hop{h.one}
 	for line := range strings.Lines(h.more) {
-		f := strings.Split(strings.TrimSuffix(line, "\n"), "|")
+		f := strings.Split(strings.TrimSuffix(line, "\n"), "/")
 		via, _ := netip.ParseAddr(f[0])
 		weight, _ := strconv.Atoi(f[3])
 		hops = append(hops, Hop{Via: via, Dev: f[1], OnLink: f[2] == "true", Weight: weight})

@@ -2,6 +2,7 @@ package state
 
 import (
 	"fmt"
+	"path"
 	"strconv"
 )
 
@@ -37,7 +38,10 @@ func (t TableName) Commands(op Op, _ Names) []string {
 	if op.Removes() {
 		return []string{fmt.Sprintf("sed -i '/^%d[[:space:]]/d' %s", t.Number, file)}
 	}
-	return []string{fmt.Sprintf("echo '%d\t%s' >> %s", t.Number, t.Name, file)}
+	return []string{
+		"mkdir -p " + path.Dir(file),
+		fmt.Sprintf("echo '%d %s' >> %s", t.Number, t.Name, file),
+	}
 }
 
 func wellKnownTable(number uint32) string {
