@@ -30,7 +30,7 @@ func (b *builder) destinations() {
 			continue
 		}
 		for _, e := range b.exits {
-			if e.Family != f || !e.Out {
+			if e.Family != f || !e.Active {
 				continue
 			}
 			for _, n := range e.networks {

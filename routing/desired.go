@@ -117,10 +117,11 @@ func (b *builder) uplinkTable(e *Exit) {
 			Family: e.Family, Table: e.Table, Metric: GuardMetric, Type: state.Unreachable, Protocol: state.Protocol,
 		}}, origin)
 	}
-	if !e.Out {
+	if e.Out {
+		b.Known[key] = e.Gateway.Via
+	} else if !e.link.Up {
 		return
 	}
-	b.Known[key] = e.Gateway.Via
 	own := map[netip.Prefix]bool{}
 	for i := range e.profile.Routes {
 		r, ok := b.resolve(&e.profile.Routes[i], "uplink "+e.Uplink, e.Table, e.Interface, e.Family)
@@ -140,7 +141,7 @@ func (b *builder) uplinkTable(e *Exit) {
 			b.route(n, origin)
 		}
 	}
-	if any := state.AnyDestination(e.Family); !own[any] {
+	if any := state.AnyDestination(e.Family); e.Out && !own[any] {
 		b.route(state.Route{Dst: any, Way: e.way(e.Table, state.DefaultMetric(e.Family))}, origin)
 	}
 }

@@ -90,6 +90,10 @@ func (e *Exit) look(f state.Facts) {
 	}
 	if why != "" {
 		e.Trouble = why
+		if e.Active && e.link.Up {
+			// Neighbours need no gateway: the DHCP server is one, the operator may be.
+			e.surround(f)
+		}
 		return
 	}
 	e.Gateway, e.Out, e.Active, e.Carrier = via, true, true, e.link.Carrier
@@ -149,6 +153,13 @@ func (e *Exit) wayOut(f state.Facts) (state.LearnedGateway, string) {
 			w.OnLink = !covered && !w.Via.IsLinkLocalUnicast()
 		}
 		return w, ""
+	}
+	if e.Active {
+		why := fmt.Sprintf("the %s gateway of %s is gone: neither main, nor another table, nor a DHCP lease names one any more", e.Family, e.Interface)
+		if last := f.Known[state.GatewayKey{Uplink: e.Uplink, Family: e.Family}]; last.IsValid() {
+			why += "; the last was " + last.String()
+		}
+		return state.LearnedGateway{}, why
 	}
 	return state.LearnedGateway{}, e.unlessUnused(fmt.Sprintf(
 		"no %s gateway of %s is learned yet: neither main, nor another table, nor a DHCP lease names one; name it with gateway = \"…\"", e.Family, e.Interface))

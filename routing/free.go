@@ -1,6 +1,8 @@
 package routing
 
 import (
+	"fmt"
+	"maps"
 	"net/netip"
 	"slices"
 	"strconv"
@@ -138,6 +140,13 @@ func (b *builder) linkTowards(via netip.Addr) string {
 	return name
 }
 
+func publicNetworks(n int) string {
+	if n == 1 {
+		return "a public network"
+	}
+	return fmt.Sprintf("%d public networks", n)
+}
+
 // conflicts takes back what would overwrite somebody else's route, and
 // reports what of others is in sisod's way.
 func (b *builder) conflicts() {
@@ -159,6 +168,17 @@ func (b *builder) conflicts() {
 				Origin: b.Origins[w],
 			})
 		}
+	}
+	for _, link := range slices.Sorted(maps.Keys(b.facts.Strays)) {
+		if len(b.config.Uplinks) == 0 {
+			break
+		}
+		s := b.facts.Strays[link]
+		b.Problems = append(b.Problems, state.Problem{
+			Subject: "table main",
+			Text: fmt.Sprintf("sends %s by %s, which is no uplink (%s): replies of every uplink to there leave by it; make %s an uplink, or keep an uplink's replies to itself with [[rule]] from = ADDRESS, lookup = UPLINK and a priority below %d",
+				publicNetworks(s.Count), link, s.First.Spell(names), link, b.config.Settings.Priority),
+		})
 	}
 	for _, r := range b.facts.Final {
 		cure := "; let the program that made it use a table of its own (WireGuard: Table = off; OpenVPN: no redirect-gateway def1)"

@@ -149,6 +149,7 @@ func golden(t *testing.T, file, got string) {
 //	link em1 [down] [nocarrier] [ptp] [group N]
 //	address em1 192.0.2.1/24 [secondary] [temporary] [tentative] [deprecated] [local] [peer P]
 //	main 192.0.2.0/24 dev em1 [via A] [src A] [metric N]
+//	stray 198.51.100.0/24 dev em1 via A count N
 //	final 0.0.0.0/1 dev tun0 | final 0.0.0.0/0 unreachable
 //	gateway em1 192.0.2.254|none SOURCE…
 //	known NAME 4|6 A
@@ -218,6 +219,8 @@ func parseFacts(t *testing.T, file string) state.Facts {
 			f.Addresses = append(f.Addresses, a)
 		case "main":
 			f.Main = append(f.Main, route(w[1]))
+		case "stray":
+			f.Strays = map[string]state.Strays{after("dev"): {Count: int(number(after("count"))), First: route(w[1])}}
 		case "final":
 			r := route(w[1])
 			if w[2] != "dev" {

@@ -53,6 +53,13 @@ func Assign(c *profiles.Config, f state.Facts) Tables {
 			taken[number] = name
 		}
 	}
+	// A recorded number that nobody asks for any more stays taken until its record
+	// is gone: rules still lead to it while the plan is carried out.
+	for name, number := range f.OwnTables {
+		if taken[number] == "" {
+			taken[number] = name
+		}
+	}
 	next := c.Settings.Table
 	for _, name := range names {
 		number := asked[name]

@@ -119,6 +119,40 @@ func (h *Host) finalRoutes(uplinks []string) ([]state.Route, error) {
 	return out, nil
 }
 
+// strays counts main's routes to public networks by a gateway on a link that is
+// no uplink: they decide replies of every uplink, and an operator who has
+// them there mostly has a second provider in mind. Routing daemons' are not looked at.
+func (h *Host) strays(uplinks []string) (map[string]state.Strays, error) {
+	out := map[string]state.Strays{}
+	for _, f := range state.Families {
+		for _, protocol := range [...]uint8{unix.RTPROT_BOOT, unix.RTPROT_STATIC} {
+			err := h.conn.dumpRoutes(routeFilter{family: f, table: state.TableMain, protocol: protocol}, func(r observedRoute) bool {
+				hop, single := r.Hops.Single()
+				if !single || !hop.Via.IsValid() || r.Dst.Bits() == 0 || !public(r.Dst.Addr()) || slices.Contains(uplinks, hop.Dev) {
+					return true
+				}
+				s := out[hop.Dev]
+				if s.Count++; s.Count == 1 {
+					s.First = r.Route
+				}
+				out[hop.Dev] = s
+				return true
+			})
+			if err != nil {
+				return nil, err
+			}
+		}
+	}
+	return out, nil
+}
+
+// sharedNetwork is the address space between a provider and its customers (RFC 6598).
+var sharedNetwork = netip.MustParsePrefix("100.64.0.0/10")
+
+func public(a netip.Addr) bool {
+	return a.IsGlobalUnicast() && !a.IsPrivate() && !sharedNetwork.Contains(a)
+}
+
 // mainOf reads main's defaults and other routes on one interface.
 func (h *Host) mainOf(f state.Family, index int, link string) (defaults []candidate, routes []state.Route, skipped int, err error) {
 	var connected, others []state.Route

@@ -38,6 +38,8 @@ type Host struct {
 	// order holds sisod's rules as the kernel goes through them, as of the last
 	// read of PartRules.
 	order map[state.Family]ruleOrder
+	// tidied: what a killed process left half written has been removed.
+	tidied bool
 	// unnamed are link indices that a read met and found no link for.
 	unnamed map[int]bool
 }

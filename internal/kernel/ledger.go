@@ -389,5 +389,7 @@ func (g *ledger) remember(known map[state.GatewayKey]netip.Addr) error {
 // Remember keeps the gateways in use for later passes and processes. It
 // writes only what is new.
 func (h *Host) Remember(known map[state.GatewayKey]netip.Addr) error {
+	// What is known is read with the values.
+	h.stale |= PartValues
 	return h.ledger.remember(known)
 }

@@ -43,6 +43,9 @@ func (h *Host) Lock(ctx context.Context) (unlock func(), err error) {
 	defer tick.Stop()
 	for {
 		unlock, err = takeLock(path)
+		if err == nil {
+			h.tidy()
+		}
 		if !errors.Is(err, errLocked) {
 			return unlock, err
 		}
@@ -51,6 +54,25 @@ func (h *Host) Lock(ctx context.Context) (unlock func(), err error) {
 			return nil, fmt.Errorf("lock %s: held by %s: wait until that has finished, or end it if it hangs: %w",
 				path, holder(path), context.Cause(ctx))
 		case <-tick.C:
+		}
+	}
+}
+
+// tidy removes files that a process which was killed has written and not yet
+// given their name. Its caller has the Lock, so nobody is writing one now.
+func (h *Host) tidy() {
+	if h.tidied {
+		return
+	}
+	h.tidied = true
+	for _, file := range []string{h.NamesFile(), h.ledger.path} {
+		// The pattern of package renameio.
+		left, err := filepath.Glob(filepath.Join(filepath.Dir(file), "."+filepath.Base(file)+"[0-9]*"))
+		for _, f := range left {
+			err = errors.Join(err, os.Remove(f))
+		}
+		if err != nil {
+			h.options.Log.Warn("remove what an interrupted process left", "error", err)
 		}
 	}
 }

@@ -274,7 +274,11 @@ func (h *Host) readMain() error {
 	if err != nil {
 		return err
 	}
-	h.cached.Facts.Final = final
+	strays, err := h.strays(h.query.Interfaces)
+	if err != nil {
+		return err
+	}
+	h.cached.Facts.Final, h.cached.Facts.Strays = final, strays
 	h.cached.Facts.Gateways, h.cached.Facts.Main, h.cached.Facts.MainSkipped = gateways, routes, skipped
 	return nil
 }

@@ -12,6 +12,8 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"unicode"
+	"unicode/utf8"
 
 	"github.com/google/renameio/v2"
 
@@ -71,6 +73,8 @@ func (h *Host) readNames() (system, own map[string]uint32, err error) {
 		}
 		if file == ownFile {
 			own = parseTableNames(content)
+			// What sisod could not have written is damage, and goes with the next write.
+			maps.DeleteFunc(own, func(name string, _ uint32) bool { return !recordable(name) })
 		} else {
 			maps.Copy(system, parseTableNames(content))
 		}
@@ -114,6 +118,13 @@ func parseTableNames(content []byte) map[string]uint32 {
 	return names
 }
 
+// recordable reports whether a name can stand in rt_tables and be read again,
+// by programs and by people.
+func recordable(name string) bool {
+	return name != "" && utf8.ValidString(name) &&
+		!strings.ContainsFunc(name, func(r rune) bool { return r == '#' || unicode.IsSpace(r) || !unicode.IsGraphic(r) })
+}
+
 // leadingNumber cuts a decimal or 0x number off a line.
 func leadingNumber(s string) (number uint32, rest string, ok bool) {
 	base, digits := 10, "0123456789"
@@ -140,7 +151,7 @@ func (h *Host) applyNames(steps []state.Step) []error {
 	changed := make([]bool, len(steps))
 	for i, s := range steps {
 		t, ok := s.Object.(state.TableName)
-		if !ok || t.Name == "" || len(strings.Fields(t.Name)) != 1 || strings.Contains(t.Name, "#") {
+		if !ok || !recordable(t.Name) {
 			errs[i] = fmt.Errorf("%s table name %q: not a table name", s.Op, s.Object.Spell(nil))
 			continue
 		}

@@ -18,6 +18,9 @@ type Facts struct {
 	// Final are routes of main that decide replies before a table of sisod's is
 	// asked: rejecting ones, and the halves of a default that VPNs use.
 	Final []Route
+	// Strays are main's routes to public networks by the gateway of an interface
+	// that is no uplink, by interface.
+	Strays map[string]Strays
 	// Gateways are the learned ones, best first for each interface and family.
 	Gateways []LearnedGateway
 	// Known are the gateways in use, now or earlier in this boot.
@@ -59,6 +62,12 @@ type Address struct {
 	Temporary  bool         // IPv6 privacy address
 	Tentative  bool         // IPv6: duplicate detection under way, or failed
 	Deprecated bool         // its preferred lifetime is over
+}
+
+// Strays are routes of one kind, counted.
+type Strays struct {
+	Count int
+	First Route
 }
 
 // LearnedGateway is a way out that somebody else told the host.

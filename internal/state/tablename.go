@@ -36,7 +36,7 @@ const TableNamesFile = "rt_tables.d/sisod.conf"
 func (t TableName) Commands(op Op, _ Names) []string {
 	const file = "/etc/iproute2/" + TableNamesFile
 	if op.Removes() {
-		return []string{fmt.Sprintf("sed -i '/^%d[[:space:]]/d' %s", t.Number, file)}
+		return []string{fmt.Sprintf("sed -i '/^%d[[:space:]]*%s$/d' %s", t.Number, t.Name, file)}
 	}
 	return []string{
 		"mkdir -p " + path.Dir(file),
