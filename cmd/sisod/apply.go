@@ -25,6 +25,7 @@ Exit code 0: done, 2: done but with problems, 1: error.`,
 			if err := mayChange("apply"); err != nil {
 				return err
 			}
+			outliveReaders()
 			s, err := p.open()
 			if err != nil {
 				return err
@@ -36,6 +37,9 @@ Exit code 0: done, 2: done but with problems, 1: error.`,
 			}
 			defer unlock()
 			if err := s.host.Release(); err != nil {
+				return err
+			}
+			if err := s.host.Announce(); err != nil {
 				return err
 			}
 			pass, err := s.look(cmd.Context())

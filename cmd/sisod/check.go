@@ -2,6 +2,7 @@ package main
 
 import (
 	"fmt"
+	"os"
 
 	"github.com/spf13/cobra"
 
@@ -25,7 +26,11 @@ with its place. Exit code 0: valid, 1: not.`,
 			if err != nil {
 				return err
 			}
-			c, err := profiles.Load("", path)
+			load := func(path string) (*profiles.Config, error) { return profiles.Load("", path) }
+			if stat, err := os.Stat(path); err == nil && !stat.IsDir() {
+				load = profiles.LoadFile
+			}
+			c, err := load(path)
 			if err != nil {
 				return err
 			}

@@ -22,6 +22,7 @@ holds still until apply, reload or restart.`,
 			if err := mayChange("flush"); err != nil {
 				return err
 			}
+			outliveReaders()
 			host, err := p.openHost(newLog(slog.LevelWarn))
 			if err != nil {
 				return err

@@ -47,6 +47,9 @@ func execute(ctx context.Context, args []string) int {
 		return exitOK
 	case errors.As(err, &code):
 		return int(code)
+	case errors.Is(err, context.Canceled):
+		// What apply and flush had begun they have told, and is another error.
+		fmt.Fprintln(os.Stderr, "sisod: interrupted; the kernel is as it was")
 	case errors.As(err, &invalid):
 		fmt.Fprintln(os.Stderr, err)
 	default:
@@ -73,7 +76,6 @@ Profiles are TOML files in /etc/sisod/profiles. Try "sisod demo" first: it
 shows the fault and the cure in namespaces of its own.`,
 		SilenceErrors: true,
 		SilenceUsage:  true,
-		Args:          cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			return cmd.Help()
 		},
@@ -95,5 +97,29 @@ shows the fault and the cure in namespaces of its own.`,
 		checkCommand(&p), planCommand(&p), applyCommand(&p), runCommand(&p), statusCommand(&p),
 		showCommand(&p), flushCommand(&p), demoCommand(&p), versionCommand(),
 	)
+	completions(root)
 	return root
+}
+
+// completions tells shells which words can follow. The errors that are dropped
+// would say that a flag does not exist, or has completions already.
+func completions(root *cobra.Command) {
+	fixed := func(cmd *cobra.Command, flag string, words ...string) {
+		_ = cmd.RegisterFlagCompletionFunc(flag, cobra.FixedCompletions(words, cobra.ShellCompDirectiveNoFileComp))
+	}
+	fixed(root, "color", "auto", "always", "never")
+	for _, folder := range []string{"config", "run-dir", "state-dir", "iproute2-dir"} {
+		_ = root.MarkPersistentFlagDirname(folder)
+	}
+	for _, cmd := range root.Commands() {
+		switch cmd.Name() {
+		case "check":
+			continue // its argument is a file
+		case "plan":
+			fixed(cmd, "output", "text", "json", "script")
+		case "status":
+			fixed(cmd, "output", "text", "json")
+		}
+		cmd.ValidArgsFunction = cobra.NoFileCompletions
+	}
 }

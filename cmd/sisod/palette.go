@@ -17,7 +17,7 @@ func (p *places) palette(stream *os.File) palette {
 	case "never":
 		return palette{}
 	}
-	if _, set := os.LookupEnv("NO_COLOR"); set || os.Getenv("TERM") == "dumb" {
+	if os.Getenv("NO_COLOR") != "" || os.Getenv("TERM") == "dumb" {
 		return palette{}
 	}
 	_, err := unix.IoctlGetTermios(int(stream.Fd()), unix.TCGETS)

@@ -80,10 +80,11 @@ func stepLines(pal palette, s state.Step, names state.Names) []string {
 	}
 	var lines []string
 	for object := range strings.SplitSeq(s.Object.Spell(names), "\n") {
-		line := fmt.Sprintf("%s %-10s %s", paint(s.Op.Sign()), s.Object.Kind(), object)
-		if r, ok := s.Object.(state.Rule); ok && r.Family == state.IPv6 {
-			line = fmt.Sprintf("%s %-10s %s", paint(s.Op.Sign()), "rule -6", object)
+		kind := s.Object.Kind().String()
+		if familyOf(s.Object) == state.IPv6 {
+			kind += " -6"
 		}
+		line := fmt.Sprintf("%s %-10s %s", paint(s.Op.Sign()), kind, object)
 		if s.Origin != "" {
 			line += pal.dim("   # " + s.Origin)
 		}
@@ -92,8 +93,28 @@ func stepLines(pal palette, s state.Step, names state.Names) []string {
 	return lines
 }
 
+// familyOf is the address family of a route set or rule, 0 of anything else.
+func familyOf(o state.Object) state.Family {
+	switch o := o.(type) {
+	case state.RouteSet:
+		return o.Family
+	case state.Rule:
+		return o.Family
+	}
+	return 0
+}
+
+// familyName is what JSON calls a family: nothing where there is none.
+func familyName(o state.Object) string {
+	if f := familyOf(o); f != 0 {
+		return f.String()
+	}
+	return ""
+}
+
 func planScript(w io.Writer, pass daemon.Pass) {
-	fmt.Fprintln(w, "#!/bin/sh -ex")
+	// Not "sh -ex" on the first line: "sh FILE" does not read it.
+	fmt.Fprint(w, "#!/bin/sh\nset -ex\n")
 	for _, c := range pass.Plan.Commands() {
 		fmt.Fprintln(w, c)
 	}
@@ -106,6 +127,7 @@ func planJSON(w io.Writer, pass daemon.Pass) error {
 	type step struct {
 		Op       string   `json:"op"`
 		Kind     string   `json:"kind"`
+		Family   string   `json:"family,omitempty"`
 		Object   string   `json:"object"`
 		Profile  string   `json:"profile,omitempty"`
 		Commands []string `json:"commands"`
@@ -120,7 +142,7 @@ func planJSON(w io.Writer, pass daemon.Pass) error {
 	}
 	for _, s := range pass.Plan.Steps {
 		doc.Steps = append(doc.Steps, step{
-			Op: s.Op.String(), Kind: s.Object.Kind().String(), Object: s.Object.Spell(pass.Plan.Names),
+			Op: s.Op.String(), Kind: s.Object.Kind().String(), Family: familyName(s.Object), Object: s.Object.Spell(pass.Plan.Names),
 			Profile: s.Origin, Commands: s.Object.Commands(s.Op, pass.Plan.Names),
 		})
 	}

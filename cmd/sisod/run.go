@@ -20,6 +20,7 @@ SIGHUP reloads the profiles. SIGTERM stops; what was applied stays in place.`,
 			if err := mayChange("run"); err != nil {
 				return err
 			}
+			outliveReaders()
 			dir, err := daemon.Absolute(p.config)
 			if err != nil {
 				return err

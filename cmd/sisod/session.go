@@ -5,6 +5,8 @@ import (
 	"fmt"
 	"log/slog"
 	"os"
+	"os/signal"
+	"syscall"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -46,7 +48,7 @@ func (s *session) close() { s.host.Close() }
 
 // look reads everything and plans.
 func (s *session) look(ctx context.Context) (daemon.Pass, error) {
-	return daemon.Look(ctx, s.host, s.config, kernel.AllParts, true)
+	return daemon.Look(ctx, s.host, s.config, kernel.AllParts, true, nil)
 }
 
 // newLog writes lines for people; under systemd the journal has the time.
@@ -62,6 +64,10 @@ func newLog(level slog.Level) *slog.Logger {
 	}
 	return slog.New(slog.NewTextHandler(os.Stderr, o))
 }
+
+// outliveReaders keeps a command that changes the kernel at work when nobody
+// reads its words any more: "sisod apply | head -1" must not stop half way.
+func outliveReaders() { signal.Ignore(syscall.SIGPIPE) }
 
 // mayChange refuses early, before half of a plan is done.
 func mayChange(verb string) error {

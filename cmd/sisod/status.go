@@ -25,7 +25,8 @@ func statusCommand(p *places) *cobra.Command {
 		Use:   "status",
 		Short: "uplinks, problems, drift, and what the daemon did last",
 		Long: `Status looks at the kernel, the profiles and the daemon.
-Exit code 0: all in order, 2: drift or problems, 1: error.`,
+Exit code 0: all in order, 2: drift or problems, 1: error, also when the
+profiles do not load.`,
 		Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			if format != "text" && format != "json" {
@@ -42,10 +43,15 @@ Exit code 0: all in order, 2: drift or problems, 1: error.`,
 			} else {
 				err = st.text(cmd.OutOrStdout(), p.palette(os.Stdout))
 			}
-			if err == nil && !st.InOrder {
-				err = exitCode(exitMore)
+			switch {
+			case err != nil:
+				return err
+			case st.ConfigError != "":
+				return exitCode(exitError)
+			case !st.InOrder:
+				return exitCode(exitMore)
 			}
-			return err
+			return nil
 		},
 	}
 	cmd.Flags().StringVarP(&format, "output", "o", "text", "text or json")
@@ -66,6 +72,8 @@ type status struct {
 	Problems    []state.Problem `json:"problems"`
 	Drift       []driftStatus   `json:"drift"`
 	Daemon      *daemon.Report  `json:"daemon"` // null: no daemon runs
+	// DaemonError is why the daemon's report cannot be read.
+	DaemonError string `json:"daemon_error,omitempty"`
 }
 
 // uplinkStatus is one uplink in one family.
@@ -84,6 +92,7 @@ type uplinkStatus struct {
 type driftStatus struct {
 	Op     string `json:"op"`
 	Kind   string `json:"kind"`
+	Family string `json:"family,omitempty"`
 	Object string `json:"object"`
 }
 
@@ -93,7 +102,7 @@ func (p *places) status(cmd *cobra.Command) (*status, error) {
 	st := &status{Version: statusVersion, Uplinks: []uplinkStatus{}, Problems: []state.Problem{}, Drift: []driftStatus{}}
 	var err error
 	if st.Daemon, err = daemon.ReadReport(p.run); err != nil {
-		return nil, err
+		st.DaemonError = err.Error()
 	}
 	s, err := p.open()
 	var invalid profiles.Errors
@@ -120,10 +129,10 @@ func (p *places) status(cmd *cobra.Command) (*status, error) {
 	st.Problems = append(st.Problems, pass.Desired.Problems...)
 	for _, step := range pass.Plan.Steps {
 		for object := range strings.SplitSeq(step.Object.Spell(pass.Plan.Names), "\n") {
-			st.Drift = append(st.Drift, driftStatus{step.Op.String(), step.Object.Kind().String(), object})
+			st.Drift = append(st.Drift, driftStatus{step.Op.String(), step.Object.Kind().String(), familyName(step.Object), object})
 		}
 	}
-	st.InOrder = st.ConfigError == "" && len(st.Problems) == 0 && len(st.Drift) == 0 &&
+	st.InOrder = st.ConfigError == "" && st.DaemonError == "" && len(st.Problems) == 0 && len(st.Drift) == 0 &&
 		(st.Daemon == nil || len(st.Daemon.Failures) == 0 && len(st.Daemon.Fights) == 0)
 	return st, nil
 }
@@ -187,13 +196,20 @@ func (st *status) text(w io.Writer, pal palette) error {
 	section("problems", lines)
 	lines = nil
 	for _, d := range st.Drift {
-		lines = append(lines, fmt.Sprintf("%s %s %s", pal.warn("to "+d.Op), d.Kind, d.Object))
+		kind := d.Kind
+		if d.Family == state.IPv6.String() {
+			kind += " -6"
+		}
+		lines = append(lines, fmt.Sprintf("%s %s %s", pal.warn("to "+d.Op), kind, d.Object))
 	}
 	section("drift", lines)
 	fmt.Fprintln(w, pal.bold("daemon"))
-	if st.Daemon == nil {
+	switch {
+	case st.DaemonError != "":
+		fmt.Fprintf(w, "  %s %s; a running daemon writes it anew with its next pass\n", pal.bad("unknown:"), st.DaemonError)
+	case st.Daemon == nil:
 		fmt.Fprintln(w, "  not running: nothing follows changes (systemctl start sisod, or sisod run)")
-	} else {
+	default:
 		st.daemonText(w, pal)
 	}
 	return nil
@@ -209,7 +225,11 @@ func (st *status) daemonText(w io.Writer, pal palette) {
 		fmt.Fprintf(w, "  %s %s\n", pal.warn("fight"), f)
 	}
 	for _, s := range d.Steps[max(0, len(d.Steps)-8):] {
-		fmt.Fprintf(w, "  %s %s %s %s%s\n", pal.dim(s.Time.Format("15:04:05")), s.Op, s.Kind, s.Object, pal.dim("  "+s.Reason))
+		drift := ""
+		if s.Drift {
+			drift = pal.warn("  drift")
+		}
+		fmt.Fprintf(w, "  %s %s %s %s%s%s\n", pal.dim(s.Time.Format("15:04:05")), s.Op, s.Kind, s.Object, drift, pal.dim("  "+s.Reason))
 	}
 }
 

@@ -1,10 +1,13 @@
 package daemon
 
 import (
+	"cmp"
 	"net/netip"
 	"slices"
+	"strings"
 	"time"
 
+	"github.com/sisod/sisod/internal/kernel"
 	"github.com/sisod/sisod/internal/state"
 )
 
@@ -19,72 +22,180 @@ const (
 // else undid. Two programs that both insist would otherwise keep a host busy
 // for nothing.
 type fights struct {
-	repairs map[string][]time.Time
-	warned  map[string]time.Time
-	last    state.Desired // of the pass before
+	objects map[stepKey]*fight
+	last    inForce
 }
 
-func newFights() *fights {
-	return &fights{repairs: map[string][]time.Time{}, warned: map[string]time.Time{}}
+// fight is one object that was repaired within the window.
+type fight struct {
+	step    state.Step
+	repairs []time.Time
+	// slow: the limit was reached, and the object has not been left alone for a
+	// whole window since.
+	slow  bool
+	other string // who undoes it, "" when that is not known
 }
 
-// referee drops from a plan the repairs that come too often. It returns the
-// plan to apply, the repairs in it, those to warn about now, and how long to
-// wait for the next repair of a dropped one (0: none was dropped).
-func (f *fights) referee(plan state.Plan, desired state.Desired, now time.Time) (allowed state.Plan, repairs, warn []state.Step, wait time.Duration) {
-	allowed = state.Plan{Names: plan.Names}
-	for _, s := range plan.Steps {
-		if !f.isRepair(s) {
-			allowed.Steps = append(allowed.Steps, s)
+// inForce is what a pass left behind in the kernel.
+type inForce struct {
+	state.State
+	missing map[stepKey]bool // but for these, which were wanted and not done
+	index   map[string]int   // of each link
+}
+
+func newFights() *fights { return &fights{objects: map[stepKey]*fight{}} }
+
+// forget makes the next pass one that repairs nothing: what is missing then, the
+// host's administrator took away.
+func (f *fights) forget() { f.last = inForce{} }
+
+// remember takes in what a pass has left behind.
+func (f *fights) remember(desired state.State, links []state.Link, missing map[stepKey]bool) {
+	f.last = inForce{desired, missing, map[string]int{}}
+	for _, l := range links {
+		f.last.index[l.Name] = l.Index
+	}
+}
+
+// referee postpones the repairs that come too often. Of what it allows, repairs
+// are those that bring back what somebody else undid; fought are the objects
+// whose limit has been reached right now.
+func (f *fights) referee(steps []state.Step, t trigger, links []state.Link, now time.Time) (allowed []state.Step, repairs map[stepKey]bool, waiting []postponed, fought []*fight) {
+	repairs = map[stepKey]bool{}
+	for _, s := range steps {
+		key := keyOf(s)
+		if !f.isRepair(s, t, links) {
+			allowed = append(allowed, s)
 			continue
 		}
-		key := s.Object.Spell(nil)
-		times := slices.DeleteFunc(f.repairs[key], func(t time.Time) bool { return now.Sub(t) > fightWindow })
-		if len(times) >= fightRepairs {
-			if pause := fightPause - now.Sub(times[len(times)-1]); pause > 0 {
-				if wait == 0 || pause < wait {
-					wait = pause
-				}
-				if now.Sub(f.warned[key]) > 10*fightWindow {
-					f.warned[key] = now
-					warn = append(warn, s)
-				}
-				f.repairs[key] = times
-				continue
-			}
-			times = times[1:]
+		one := f.objects[key]
+		if one == nil {
+			one = &fight{}
+			f.objects[key] = one
 		}
-		f.repairs[key] = append(times, now)
-		repairs = append(repairs, s)
-		allowed.Steps = append(allowed.Steps, s)
-	}
-	for key, times := range f.repairs {
-		if now.Sub(times[len(times)-1]) > fightWindow {
-			delete(f.repairs, key)
+		one.step = s
+		one.repairs = slices.DeleteFunc(one.repairs, func(at time.Time) bool { return now.Sub(at) >= fightWindow })
+		if !one.slow && len(one.repairs) >= fightRepairs {
+			one.slow = true
+			fought = append(fought, one)
 		}
+		if one.slow && len(one.repairs) > 0 && now.Before(one.last().Add(fightPause)) {
+			waiting = append(waiting, postponed{s, "somebody else keeps undoing it"})
+			continue
+		}
+		one.repairs = append(one.repairs, now)
+		repairs[key] = true
+		allowed = append(allowed, s)
 	}
-	f.last = desired
-	return allowed, repairs, warn, wait
+	return allowed, repairs, waiting, fought
 }
 
-// isRepair reports whether a step brings back what was wanted before and is
-// still wanted: somebody else undid it. For a set of routes any member tells.
-func (f *fights) isRepair(s state.Step) bool {
+// identify takes the sender of the last event for the other of the fights that
+// a pass has just repaired in. It looks early: a program that runs one command
+// and ends is gone by the time of a warning.
+func (f *fights) identify(repairs map[stepKey]bool, peer uint32) {
+	for key := range repairs {
+		if one := f.objects[key]; peer != 0 && one.other == "" && len(one.repairs) >= fightRepairs/2 {
+			one.other = kernel.ProcessOf(peer)
+		}
+	}
+}
+
+func (f *fight) last() time.Time { return f.repairs[len(f.repairs)-1] }
+
+// over ends the fights whose object has been left alone for a window, and
+// returns those that had come to the limit.
+func (f *fights) over(now time.Time) (ended []*fight) {
+	for key, one := range f.objects {
+		if now.Sub(one.last()) < fightWindow {
+			continue
+		}
+		delete(f.objects, key)
+		if one.slow {
+			ended = append(ended, one)
+		}
+	}
+	return ended
+}
+
+// slow lists the fights that have come to the limit.
+func (f *fights) slow() []*fight {
+	var list []*fight
+	for _, one := range f.objects {
+		if one.slow {
+			list = append(list, one)
+		}
+	}
+	slices.SortFunc(list, func(a, b *fight) int { return cmp.Compare(a.object(), b.object()) })
+	return list
+}
+
+// object names what the fight is about.
+func (f *fight) object() string {
+	words := f.step.Object.Kind().String() + " " + f.step.Object.Spell(nil)
+	if isIPv6(f.step.Object) {
+		words = "IPv6 " + words
+	}
+	return words
+}
+
+// String is the fight on one line.
+func (f *fight) String() string {
+	if f.other == "" {
+		return f.object() + " (undone again and again)"
+	}
+	return f.object() + " (undone again and again, by " + f.other + " as it seems)"
+}
+
+// next is when the fights need a pass that no event asks for: the next repair of
+// one that waits, or the end of one that was told.
+func (f *fights) next(waiting []postponed, now time.Time) time.Time {
+	var next time.Time
+	for _, w := range waiting {
+		if one := f.objects[keyOf(w.step)]; one != nil {
+			next = earliest(next, one.last().Add(fightPause))
+		}
+	}
+	for _, one := range f.objects {
+		if one.slow {
+			next = earliest(next, one.last().Add(fightWindow))
+		}
+	}
+	return next
+}
+
+// isRepair reports whether a step brings back what was there after the pass
+// before: somebody else undid it. What the kernel took away with a link or an
+// address nobody undid.
+func (f *fights) isRepair(s state.Step, t trigger, links []state.Link) bool {
+	if f.last.missing[keyOf(s)] {
+		return false
+	}
 	switch o := s.Object.(type) {
 	case state.Rule:
 		return s.Op == state.Add && f.last.Rules[o]
 	case state.RouteSet:
-		if s.Op.Removes() {
+		if s.Op.Removes() || t.links {
 			return false
 		}
 		_, found := slices.BinarySearchFunc(f.last.Routes[o.Way], o.Dsts[0], netip.Prefix.Compare)
 		return found
 	case state.LinkGroup:
-		return s.Op == state.Replace && f.last.Groups[o.Link] == o.Group
+		return s.Op == state.Replace && f.last.Groups[o.Link] == o.Group && !f.replaced(links, o.Link)
 	case state.Sysctl:
-		return s.Op == state.Replace && f.last.Sysctls[o.Path] == o.Value
+		if s.Op != state.Replace || f.last.Sysctls[o.Path] != o.Value {
+			return false
+		}
+		return !slices.ContainsFunc(strings.Split(o.Path, "/"), func(name string) bool { return f.replaced(links, name) })
 	case state.TableName:
 		return s.Op == state.Add && f.last.Names[o]
 	}
 	return false
+}
+
+// replaced reports whether a link is another one than that of its name in the
+// pass before.
+func (f *fights) replaced(links []state.Link, name string) bool {
+	i := slices.IndexFunc(links, func(l state.Link) bool { return l.Name == name })
+	return i >= 0 && f.last.index[name] != links[i].Index
 }

@@ -12,19 +12,26 @@ import (
 	"github.com/sisod/sisod/profiles"
 )
 
-// lastGood keeps a copy of the configuration that last loaded and was applied,
-// as a tree that mirrors absolute paths, so that profiles.Load finds it with
-// the tree as its root.
+// lastGood keeps a copy of the configuration that was last in force, as a tree
+// that mirrors absolute paths, so that profiles.Load finds it with the tree as
+// its root.
 type lastGood struct{ stateDir string }
 
 func (l lastGood) root() string { return filepath.Join(l.stateDir, "last-good") }
 
+// fresh is where a copy is made, and old where the one before is put aside.
+func (l lastGood) fresh() string { return l.root() + ".new" }
+func (l lastGood) old() string   { return l.root() + ".old" }
+
 // load reads the kept copy of the configuration in dir. It is nil when none is kept.
 func (l lastGood) load(dir string) (*profiles.Config, error) {
-	if _, err := os.Stat(filepath.Join(l.root(), dir)); errors.Is(err, fs.ErrNotExist) {
-		return nil, nil
+	// Without the one, a change of copies was cut off between two renames.
+	for _, root := range []string{l.root(), l.old()} {
+		if _, err := os.Stat(filepath.Join(root, dir)); !errors.Is(err, fs.ErrNotExist) {
+			return profiles.Load(root, dir)
+		}
 	}
-	return profiles.Load(l.root(), dir)
+	return nil, nil
 }
 
 // keep makes the files of a configuration the kept copy. Nothing is written
@@ -33,27 +40,56 @@ func (l lastGood) keep(c *profiles.Config, dir string) error {
 	if l.same(c, dir) {
 		return nil
 	}
-	fresh, old := l.root()+".new", l.root()+".old"
-	for _, d := range []string{fresh, old} {
-		if err := os.RemoveAll(d); err != nil {
-			return fmt.Errorf("clear %s: %w", d, err)
-		}
-	}
-	if err := os.MkdirAll(filepath.Join(fresh, dir), 0o755); err != nil {
-		return fmt.Errorf("make folder for the last good configuration: %w", err)
-	}
-	for _, file := range c.Files {
-		if err := copyFile(file, filepath.Join(fresh, file)); err != nil {
-			return fmt.Errorf("keep the last good configuration: %w", err)
-		}
-	}
-	if err := os.Rename(l.root(), old); err != nil && !errors.Is(err, fs.ErrNotExist) {
-		return fmt.Errorf("put the last good configuration aside: %w", err)
-	}
-	if err := os.Rename(fresh, l.root()); err != nil {
+	if err := os.RemoveAll(l.fresh()); err != nil {
 		return fmt.Errorf("keep the last good configuration: %w", err)
 	}
-	return os.RemoveAll(old)
+	if err := l.copy(c, dir); err != nil {
+		return fmt.Errorf("keep the last good configuration: %w", err)
+	}
+	// The files may have been written to since they were loaded.
+	if _, err := profiles.Load(l.fresh(), dir); err != nil {
+		return fmt.Errorf("keep the last good configuration: its files have changed meanwhile: %w", err)
+	}
+	if _, err := os.Stat(l.root()); err == nil {
+		if err := os.RemoveAll(l.old()); err != nil {
+			return fmt.Errorf("keep the last good configuration: %w", err)
+		}
+		if err := os.Rename(l.root(), l.old()); err != nil {
+			return fmt.Errorf("put the last good configuration aside: %w", err)
+		}
+	}
+	if err := os.Rename(l.fresh(), l.root()); err != nil {
+		return fmt.Errorf("keep the last good configuration: %w", err)
+	}
+	return os.RemoveAll(l.old())
+}
+
+// copy puts the files into a tree of their own, for good: it has to be whole
+// after a power cut.
+func (l lastGood) copy(c *profiles.Config, dir string) error {
+	folders := map[string]bool{}
+	for _, folder := range []string{dir, filepath.Join(dir, profiles.ProfilesDir)} {
+		folders[filepath.Join(l.fresh(), folder)] = true
+	}
+	for _, file := range c.Files {
+		folders[filepath.Dir(filepath.Join(l.fresh(), file))] = true
+	}
+	for folder := range folders {
+		if err := os.MkdirAll(folder, 0o755); err != nil {
+			return err
+		}
+	}
+	for _, file := range c.Files {
+		if err := copyFile(file, filepath.Join(l.fresh(), file)); err != nil {
+			return err
+		}
+	}
+	for folder := range folders {
+		if err := flush(folder); err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 // KeepLastGood keeps the configuration in dir as the one to fall back to.
@@ -108,8 +144,19 @@ func copyFile(from, to string) error {
 	if err != nil {
 		return err
 	}
-	if err := os.MkdirAll(filepath.Dir(to), 0o755); err != nil {
+	f, err := os.OpenFile(to, os.O_WRONLY|os.O_CREATE|os.O_EXCL, 0o644)
+	if err != nil {
 		return err
 	}
-	return os.WriteFile(to, content, 0o644)
+	_, err = f.Write(content)
+	return errors.Join(err, f.Sync(), f.Close())
+}
+
+// flush makes the names in a folder outlive a power cut.
+func flush(folder string) error {
+	f, err := os.Open(folder)
+	if err != nil {
+		return err
+	}
+	return errors.Join(f.Sync(), f.Close())
 }

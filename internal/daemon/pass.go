@@ -30,26 +30,32 @@ type Pass struct {
 
 // Look reads the named parts of the kernel and plans. With sweep it finds
 // sisod's routes in any table, also in those that no record names any more.
-func Look(ctx context.Context, h *kernel.Host, c *profiles.Config, parts kernel.Parts, sweep bool) (Pass, error) {
-	q := kernel.Query{
-		Interfaces: c.Interfaces(),
-		Window:     [2]uint32{c.Settings.Priority, c.Settings.Priority + profiles.Window - 1},
-		Sysctls:    routing.Sysctls(c),
-		Sweep:      sweep,
-	}
+// attend, which may be nil, is told what is about to be read.
+func Look(ctx context.Context, h *kernel.Host, c *profiles.Config, parts kernel.Parts, sweep bool, attend func(interfaces []string, tables []uint32)) (Pass, error) {
 	// The names tell which tables to read.
-	snapshot, err := h.Read(ctx, q, parts&kernel.PartNames)
+	facts, err := h.TableNames(parts&kernel.PartNames != 0)
 	if err != nil {
 		return Pass{}, err
 	}
-	tables := routing.Assign(c, snapshot.Facts)
-	q.Tables = tables.Numbers(c)
-	for _, number := range snapshot.Facts.OwnTables {
-		q.Tables = append(q.Tables, number)
+	tables := routing.Assign(c, facts)
+	numbers := tables.Numbers(c)
+	for _, number := range facts.OwnTables {
+		numbers = append(numbers, number)
 	}
-	slices.Sort(q.Tables)
-	q.Tables = slices.Compact(q.Tables)
-	if snapshot, err = h.Read(ctx, q, parts&^kernel.PartNames); err != nil {
+	slices.Sort(numbers)
+	q := kernel.Query{
+		Interfaces: c.Interfaces(),
+		Tables:     slices.Compact(numbers),
+		Sysctls:    routing.Sysctls(c),
+		Window:     [2]uint32{c.Settings.Priority, c.Settings.Priority + profiles.Window - 1},
+		Named:      named(c),
+		Sweep:      sweep,
+	}
+	if attend != nil {
+		attend(q.Interfaces, q.Tables)
+	}
+	snapshot, err := h.Read(ctx, q, parts&^kernel.PartNames)
+	if err != nil {
 		return Pass{}, err
 	}
 	p := Pass{Facts: snapshot.Facts, Observed: snapshot.Observed, Tables: q.Tables}
@@ -59,6 +65,23 @@ func Look(ctx context.Context, h *kernel.Host, c *profiles.Config, parts kernel.
 		p.Plan.Names[number] = name
 	}
 	return p, nil
+}
+
+// named are the families of interfaces that need no gateway to be learned.
+func named(c *profiles.Config) []kernel.LinkFamily {
+	var list []kernel.LinkFamily
+	for _, u := range c.Uplinks {
+		for _, f := range state.Families {
+			given := u.Gateway.IPv4
+			if f == state.IPv6 {
+				given = u.Gateway.IPv6
+			}
+			if given.IsValid() || !u.Gateway.Auto {
+				list = append(list, kernel.LinkFamily{Link: u.Interface, Family: f})
+			}
+		}
+	}
+	return list
 }
 
 // Apply remembers the gateways in use and applies the plan of a pass. report

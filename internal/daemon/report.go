@@ -11,6 +11,7 @@ import (
 
 	"github.com/google/renameio/v2"
 
+	"github.com/sisod/sisod/internal/kernel"
 	"github.com/sisod/sisod/internal/state"
 )
 
@@ -40,7 +41,9 @@ type ReportStep struct {
 	Kind   string    `json:"kind"`
 	Object string    `json:"object"`
 	Reason string    `json:"reason,omitempty"`
-	Error  string    `json:"error,omitempty"`
+	// Drift: somebody else had undone what this step brought back.
+	Drift bool   `json:"drift,omitempty"`
+	Error string `json:"error,omitempty"`
 }
 
 // keptSteps is how many applied steps a report remembers.
@@ -65,7 +68,7 @@ func (r *Report) write(runDir string) error {
 	if err := os.MkdirAll(runDir, 0o755); err != nil {
 		return fmt.Errorf("make folder for status: %w", err)
 	}
-	if err := renameio.WriteFile(reportPath(runDir), append(text, '\n'), 0o644); err != nil {
+	if err := renameio.WriteFile(reportPath(runDir), append(text, '\n'), 0o644, renameio.WithTempDir(runDir), renameio.IgnoreUmask()); err != nil {
 		return fmt.Errorf("write status: %w", err)
 	}
 	return nil
@@ -85,7 +88,7 @@ func ReadReport(runDir string) (*Report, error) {
 	if err := json.Unmarshal(text, &r); err != nil {
 		return nil, fmt.Errorf("read status %s: %w", reportPath(runDir), err)
 	}
-	if _, err := os.Stat(fmt.Sprintf("/proc/%d", r.PID)); err != nil {
+	if !kernel.DaemonRuns(runDir, r.PID) {
 		return nil, nil
 	}
 	return &r, nil

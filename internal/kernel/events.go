@@ -38,6 +38,8 @@ type Event struct {
 	// Peer is the netlink port of the socket whose request caused the change, 0
 	// when the kernel did it by itself or does not say.
 	Peer uint32
+	// Link is the only interface for which PartMain is stale; "": it is as a whole.
+	Link string
 }
 
 // Events is a stream of the changes that others make to a network namespace.

@@ -46,51 +46,6 @@ type candidate struct {
 	table      uint32
 }
 
-// learnGateways looks for the ways out of each interface that others told the
-// host, best first, in this order: main's defaults; where it has none, the
-// defaults of other tables; where there are none, the leases of DHCP clients. With
-// them come main's other routes on the interfaces, and how many were left
-// out of these by interface.
-func (h *Host) learnGateways(interfaces []string) ([]state.LearnedGateway, []state.Route, map[string]int, error) {
-	var gateways []state.LearnedGateway
-	var main []state.Route
-	skipped := map[string]int{}
-	_, own, err := h.readNames()
-	if err != nil {
-		return nil, nil, nil, err
-	}
-	sisods := map[uint32]bool{}
-	for _, number := range own {
-		sisods[number] = true
-	}
-	for _, link := range interfaces {
-		index := h.links.index(link)
-		if index == 0 {
-			continue
-		}
-		for _, f := range state.Families {
-			learned, routes, left, err := h.mainOf(f, index, link)
-			if err != nil {
-				return nil, nil, nil, err
-			}
-			if len(learned) == 0 {
-				if learned, err = h.defaultsElsewhere(f, index, link, sisods); err != nil {
-					return nil, nil, nil, err
-				}
-			}
-			gateways = append(gateways, best(learned)...)
-			if len(learned) == 0 && f == state.IPv4 {
-				gateways = append(gateways, h.leaseGateways(index, link)...)
-			}
-			main = append(main, routes...)
-			if left > 0 {
-				skipped[link] += left
-			}
-		}
-	}
-	return gateways, main, skipped, nil
-}
-
 // finalRoutes are those routes of main that decide for half of all
 // destinations or more before a table of sisod's is asked: rejecting ones are never
 // suppressed, and the two halves of a default, which VPNs use, are no default.

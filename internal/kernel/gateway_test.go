@@ -20,11 +20,11 @@ func learned(t *testing.T, h *Host, interfaces ...string) (gateways, main []stri
 	if err := h.links.read(); err != nil {
 		t.Fatal(err)
 	}
-	g, m, skipped, err := h.learnGateways(interfaces)
-	if err != nil {
+	h.query.Interfaces, h.stale = interfaces, PartMain
+	if err := h.readMain(); err != nil {
 		t.Fatal(err)
 	}
-	for _, x := range g {
+	for _, x := range h.cached.Facts.Gateways {
 		via := "device"
 		if x.Via.IsValid() {
 			via = x.Via.String()
@@ -34,10 +34,10 @@ func learned(t *testing.T, h *Host, interfaces ...string) (gateways, main []stri
 		}
 		gateways = append(gateways, fmt.Sprintf("%s %s %s: %s", x.Link, x.Family, via, x.Source))
 	}
-	for _, r := range m {
+	for _, r := range h.cached.Facts.Main {
 		main = append(main, r.String())
 	}
-	return gateways, main, skipped
+	return gateways, main, h.cached.Facts.MainSkipped
 }
 
 func wantLearned(t *testing.T, h *Host, interfaces []string, want ...string) {
@@ -216,5 +216,52 @@ route add 2001:db8:7::/48 via 2001:db8:1::1 proto ra
 	}
 	if skipped["em1"] != 505 {
 		t.Errorf("skipped %v, want 505 on em1", skipped)
+	}
+}
+
+// Main is looked at for one interface, or as a whole, as the events ask for.
+func TestMainIsReadAgainWhereItExpired(t *testing.T) {
+	enterNamespace(t)
+	quietUplinks(t)
+	h := openTestHost(t)
+	q := Query{Interfaces: []string{"em1", "em2"}}
+	vias := func(parts Parts) string {
+		t.Helper()
+		var list []string
+		for _, g := range readHost(t, h, q, parts).Facts.Gateways {
+			list = append(list, g.Via.String())
+		}
+		return strings.Join(list, " ")
+	}
+	if got := vias(AllParts); got != "" {
+		t.Fatalf("gateways %q before there are any", got)
+	}
+	ip(t, "route add default via 192.0.2.1")
+	ip(t, "route add default via 198.51.100.1 metric 7")
+	if got := vias(PartExpired); got != "" {
+		t.Errorf("gateways %q, and nothing expired", got)
+	}
+	h.Expire("em2")
+	if got := vias(PartExpired); got != "198.51.100.1" {
+		t.Errorf("gateways %q after em2 expired", got)
+	}
+	// What an address changes is found without being named.
+	ip(t, "addr add 192.0.2.77/24 dev em1")
+	if got := vias(PartLinks); got != "192.0.2.1 198.51.100.1" {
+		t.Errorf("gateways %q after em1 got an address", got)
+	}
+	ip(t, "route del default via 192.0.2.1")
+	ip(t, "route del default via 198.51.100.1")
+	if got := vias(PartMain); got != "" {
+		t.Errorf("gateways %q after a look at everything", got)
+	}
+	// A gateway that is known from elsewhere is not looked for in other tables.
+	ip(t, "route add default via 192.0.2.1 table 100")
+	if got := vias(PartMain); got != "192.0.2.1" {
+		t.Errorf("gateways %q, and one is in table 100", got)
+	}
+	q.Named = []LinkFamily{{"em1", state.IPv4}}
+	if got := vias(0); got != "" {
+		t.Errorf("gateways %q, and nobody needs one", got)
 	}
 }

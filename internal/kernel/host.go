@@ -38,6 +38,10 @@ type Host struct {
 	// order holds sisod's rules as the kernel goes through them, as of the last
 	// read of PartRules.
 	order map[state.Family]ruleOrder
+	// mains holds what was learned of main's routes, by interface, and expired
+	// the interfaces of which it has to be learned again.
+	mains   map[string]mainOfLink
+	expired map[string]bool
 	// tidied: what a killed process left half written has been removed.
 	tidied bool
 	// unnamed are link indices that a read met and found no link for.
@@ -77,13 +81,14 @@ type Parts uint16
 
 // The parts. A pass that reads none of them works on what it knows.
 const (
-	PartLinks  Parts = 1 << iota // links and addresses
-	PartMain                     // routes of others: main's, learned gateways, leases
-	PartRoutes                   // routes in sisod's tables
-	PartRules                    // rules, own and foreign
-	PartValues                   // sysctls, ledger
-	PartNames                    // rt_tables
-	AllParts   Parts = 1<<iota - 1
+	PartLinks   Parts = 1 << iota // links and addresses
+	PartMain                      // routes of others: main's, learned gateways, leases
+	PartRoutes                    // routes in sisod's tables
+	PartRules                     // rules, own and foreign
+	PartValues                    // sysctls, ledger
+	PartNames                     // rt_tables
+	PartExpired                   // of PartMain, what is on the interfaces named to Expire
+	AllParts    Parts = 1<<iota - 1
 )
 
 // Query says what of the kernel is of interest.
@@ -92,8 +97,17 @@ type Query struct {
 	Tables     []uint32  // sisod's own, and those it is about to use
 	Sysctls    []string  // paths below /proc/sys
 	Window     [2]uint32 // rule priorities that are sisod's, first and last
+	// Named are the families of interfaces whose gateway is known from elsewhere:
+	// it is not looked for beyond main and the leases.
+	Named []LinkFamily
 	// Sweep looks for routes of sisod's in every table of the kernel, not only in Tables.
 	Sweep bool
+}
+
+// LinkFamily is one address family of an interface.
+type LinkFamily struct {
+	Link   string
+	Family state.Family
 }
 
 // Snapshot is what one Read saw.

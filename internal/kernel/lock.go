@@ -65,7 +65,7 @@ func (h *Host) tidy() {
 		return
 	}
 	h.tidied = true
-	for _, file := range []string{h.NamesFile(), h.ledger.path} {
+	for _, file := range []string{h.NamesFile(), filepath.Join(h.runDir(), ledgerFile)} {
 		// The pattern of package renameio.
 		left, err := filepath.Glob(filepath.Join(filepath.Dir(file), "."+filepath.Base(file)+"[0-9]*"))
 		for _, f := range left {

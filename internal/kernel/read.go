@@ -16,7 +16,10 @@ import (
 // After an error there is no snapshot, because unknown is not empty.
 func (h *Host) Read(ctx context.Context, q Query, parts Parts) (Snapshot, error) {
 	h.stale |= parts | h.asked(q)
-	h.query = Query{slices.Clone(q.Interfaces), slices.Clone(q.Tables), slices.Clone(q.Sysctls), q.Window, q.Sweep}
+	h.query = Query{
+		Interfaces: slices.Clone(q.Interfaces), Tables: slices.Clone(q.Tables), Sysctls: slices.Clone(q.Sysctls),
+		Window: q.Window, Named: slices.Clone(q.Named), Sweep: q.Sweep,
+	}
 	h.unnamed = map[int]bool{}
 	for range readPasses {
 		if err := h.readStale(ctx); err != nil {
@@ -59,7 +62,7 @@ func (h *Host) readStale(ctx context.Context) error {
 		{PartNames, h.readTableNames},
 		{PartRules, h.readRules},
 		{PartRoutes, h.readRoutes},
-		{PartMain, h.readMain},
+		{PartMain | PartExpired, h.readMain},
 		{PartValues, h.readValues},
 	} {
 		if h.stale&r.part == 0 {
@@ -85,6 +88,9 @@ func (h *Host) asked(q Query) Parts {
 	var parts Parts
 	if !slices.Equal(q.Interfaces, h.query.Interfaces) {
 		parts |= PartMain | PartValues
+	}
+	if !slices.Equal(q.Named, h.query.Named) {
+		parts |= PartMain
 	}
 	if !slices.Equal(q.Tables, h.query.Tables) {
 		parts |= PartRoutes | PartRules
@@ -140,9 +146,10 @@ func (h *Host) noteLinks() {
 	if !h.linksMoved() {
 		return
 	}
+	h.expireMoved()
 	h.cached.Facts.Links = slices.Clone(h.links.all())
 	h.cached.Facts.Addresses = slices.Clone(h.links.addresses())
-	h.stale |= PartRoutes | PartMain | PartValues
+	h.stale |= PartRoutes | PartValues
 }
 
 func (h *Host) readTableNames() error {
@@ -263,24 +270,6 @@ func (h *Host) readTable(filter routeFilter) (own state.Routes, foreign []state.
 	}
 	keep()
 	return own, foreign, nil
-}
-
-func (h *Host) readMain() error {
-	gateways, routes, skipped, err := h.learnGateways(h.query.Interfaces)
-	if err != nil {
-		return err
-	}
-	final, err := h.finalRoutes(h.query.Interfaces)
-	if err != nil {
-		return err
-	}
-	strays, err := h.strays(h.query.Interfaces)
-	if err != nil {
-		return err
-	}
-	h.cached.Facts.Final, h.cached.Facts.Strays = final, strays
-	h.cached.Facts.Gateways, h.cached.Facts.Main, h.cached.Facts.MainSkipped = gateways, routes, skipped
-	return nil
 }
 
 func (h *Host) readValues() error {

@@ -137,7 +137,7 @@ func (s *baseline) link(gone bool, body []byte) (Event, bool) {
 				delete(s.addresses, a)
 			}
 		}
-		return Event{Parts: linkParts, Reason: fmt.Sprintf("link %s removed", now.name)}, true
+		return Event{Parts: linkParts, Reason: fmt.Sprintf("link %s removed", now.name), Link: s.narrow(now)}, true
 	}
 	s.links[index] = now
 	if known && before.group != now.group && s.ownGroups.take(index, now.group) {
@@ -146,7 +146,20 @@ func (s *baseline) link(gone bool, body []byte) (Event, bool) {
 	if known && before == now {
 		return Event{}, false
 	}
-	return Event{Parts: linkParts, Reason: "link " + linkChange(before, now, known)}, true
+	event := Event{Parts: linkParts, Reason: "link " + linkChange(before, now, known), Link: s.narrow(now)}
+	if known && before.name != now.name {
+		event.Link = ""
+	}
+	return event, true
+}
+
+// narrow is the name of a link when a change of it concerns no other's routes. Of
+// those that are point-to-point, VPNs among them, all of main is of interest.
+func (s *baseline) narrow(l seenLink) string {
+	if l.flags&unix.IFF_POINTOPOINT != 0 && !s.interfaces[l.name] {
+		return ""
+	}
+	return l.name
 }
 
 // linkChange words the most telling difference.
@@ -193,7 +206,8 @@ func (s *baseline) address(gone bool, body []byte) (Event, bool) {
 	if !gone {
 		s.addresses[a] = now
 	}
-	return Event{Parts: addressParts, Reason: fmt.Sprintf("address %s %s %s", a.prefix, did, s.linkName(a.index))}, true
+	link := s.linkName(a.index)
+	return Event{Parts: addressParts, Reason: fmt.Sprintf("address %s %s %s", a.prefix, did, link), Link: link}, true
 }
 
 func (s *baseline) route(gone bool, flags uint16, body []byte) (Event, bool) {
@@ -212,7 +226,11 @@ func (s *baseline) route(gone bool, flags uint16, body []byte) (Event, bool) {
 	case flags&unix.NLM_F_REPLACE != 0:
 		did = "replaced"
 	}
-	return Event{Parts: parts, Reason: fmt.Sprintf("route %s %s", r.Route, did)}, true
+	event := Event{Parts: parts, Reason: fmt.Sprintf("route %s %s", r.Route, did)}
+	if hop, single := r.Hops.Single(); single && s.knows(hop.Dev) && flags&unix.NLM_F_REPLACE == 0 && r.Dst.Bits() != 1 {
+		event.Link = hop.Dev
+	}
+	return event, true
 }
 
 // relevantRoute is what of a route decides whether it matters.

@@ -1,0 +1,117 @@
+package daemon
+
+import (
+	"fmt"
+	"net/netip"
+	"time"
+
+	"github.com/sisod/sisod/internal/state"
+)
+
+// stepKey tells a step from another one, across passes.
+type stepKey struct {
+	op     state.Op
+	object any
+}
+
+// keyOf is the key of a step. Of several routes their way is the key, of a
+// single one the route.
+func keyOf(s state.Step) stepKey {
+	if set, ok := s.Object.(state.RouteSet); ok {
+		if len(set.Dsts) == 1 {
+			return stepKey{s.Op, state.Route{Dst: set.Dsts[0], Way: set.Way}}
+		}
+		return stepKey{s.Op, set.Way}
+	}
+	return stepKey{s.Op, s.Object}
+}
+
+// apartMost is how many routes of one step are looked at one by one. More of
+// them are a list, and somebody who is at it is at all of it.
+const apartMost = 32
+
+// apart makes a step of each route of a short set: one route that somebody
+// keeps deleting, or that the kernel refuses, is no reason to hold up others.
+func apart(steps []state.Step) []state.Step {
+	var out []state.Step
+	for _, s := range steps {
+		set, ok := s.Object.(state.RouteSet)
+		if !ok || len(set.Dsts) > apartMost {
+			out = append(out, s)
+			continue
+		}
+		for _, dst := range set.Dsts {
+			one := s
+			one.Object = state.RouteSet{Way: set.Way, Dsts: []netip.Prefix{dst}}
+			out = append(out, one)
+		}
+	}
+	return out
+}
+
+// isIPv6 reports whether an object is of IPv6, which its spelling may not tell.
+func isIPv6(o state.Object) bool {
+	switch o := o.(type) {
+	case state.Rule:
+		return o.Family == state.IPv6
+	case state.RouteSet:
+		return o.Family == state.IPv6
+	}
+	return false
+}
+
+// postponed is a step that is not tried in this pass.
+type postponed struct {
+	step    state.Step
+	because string
+}
+
+// behind postpones what would run ahead of a postponed step, as applying does
+// behind a failed one: rules to a table that would not be complete, and the
+// end of routes that a rule still leads to.
+func behind(steps []state.Step, waiting []postponed, names state.Names) (allowed []state.Step, more []postponed) {
+	type table struct {
+		family state.Family
+		number uint32
+	}
+	unwritten, undeleted := map[table]bool{}, map[table]bool{}
+	for _, w := range waiting {
+		switch o := w.step.Object.(type) {
+		case state.RouteSet:
+			if !w.step.Op.Removes() {
+				unwritten[table{o.Family, o.Table}] = true
+			}
+		case state.Rule:
+			if w.step.Op.Removes() && o.Action == state.Lookup {
+				undeleted[table{o.Family, o.Table}] = true
+			}
+		}
+	}
+	if len(unwritten)+len(undeleted) == 0 {
+		return steps, nil
+	}
+	for _, s := range steps {
+		switch o := s.Object.(type) {
+		case state.RouteSet:
+			if s.Op.Removes() && undeleted[table{o.Family, o.Table}] {
+				more = append(more, postponed{s, fmt.Sprintf("waits for the rules to table %s to go", names.Table(o.Table))})
+				continue
+			}
+		case state.Rule:
+			if !s.Op.Removes() && unwritten[table{o.Family, o.Table}] {
+				more = append(more, postponed{s, fmt.Sprintf("waits for the routes of table %s", names.Table(o.Table))})
+				continue
+			}
+		}
+		allowed = append(allowed, s)
+	}
+	return allowed, more
+}
+
+// earliest is the first of two times; the zero time is none.
+func earliest(a, b time.Time) time.Time {
+	if a.IsZero() || !b.IsZero() && b.Before(a) {
+		return b
+	}
+	return a
+}

@@ -1,0 +1,74 @@
+package daemon
+
+import (
+	"slices"
+	"time"
+
+	"github.com/sisod/sisod/internal/kernel"
+)
+
+// shownReasons is how many reasons of one pass are told.
+const shownReasons = 8
+
+// trigger is what the next pass is for.
+type trigger struct {
+	parts   kernel.Parts
+	sweep   bool
+	reload  bool // the profiles are to be read again
+	reasons []string
+	// facts: links, gateways or wishes may be others than before, so that what
+	// failed may work now.
+	facts bool
+	// links: the kernel itself may have taken routes away, with a link or an address.
+	links bool
+	peer  uint32    // the last foreign sender of an event
+	first time.Time // when it was pulled; zero: it was not
+}
+
+// pull names parts that a pass has to read, and why. An empty reason is told
+// by another one.
+func (t *trigger) pull(parts kernel.Parts, reason string) {
+	if t.first.IsZero() {
+		t.first = time.Now()
+	}
+	t.parts |= parts
+	if reason != "" && len(t.reasons) < shownReasons && !slices.Contains(t.reasons, reason) {
+		t.reasons = append(t.reasons, reason)
+	}
+}
+
+// event pulls the trigger for an event of the kernel.
+func (t *trigger) event(e kernel.Event) {
+	if e.Parts == kernel.AllParts {
+		// It stands for all the others.
+		t.reasons = nil
+	}
+	parts := e.Parts
+	if e.Link != "" && parts&kernel.PartMain != 0 {
+		// The loop has let it expire.
+		parts = parts&^kernel.PartMain | kernel.PartExpired
+	}
+	t.pull(parts, e.Reason)
+	t.facts = t.facts || e.Parts&(kernel.PartLinks|kernel.PartMain) != 0
+	t.links = t.links || e.Parts&kernel.PartLinks != 0
+	if e.Peer != 0 {
+		t.peer = e.Peer
+	}
+}
+
+func (t *trigger) pulled() bool { return !t.first.IsZero() }
+
+// take hands the trigger over to a pass.
+func (t *trigger) take() trigger {
+	taken := *t
+	*t = trigger{}
+	return taken
+}
+
+// owe leaves to the next pass what one could not read. It pulls nothing.
+func (t *trigger) owe(failed trigger) {
+	t.parts |= failed.parts
+	t.sweep = t.sweep || failed.sweep
+	t.facts = t.facts || failed.facts
+	t.links = t.links || failed.links
+}
