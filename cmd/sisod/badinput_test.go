@@ -176,6 +176,7 @@ func TestDamagedFilesTakeNothingAway(t *testing.T) {
 		"garbage report":   {garbage + "/run/sisod/status.json", 0, "", false},
 		"folder report":    {"mkdir /run/sisod/status.json", 0, "", false},
 		"garbage names":    {garbage + "/etc/iproute2/rt_tables.d/sisod.conf", 0, "", false},
+		"impossible names": {`printf '7 a#b\n300 \001x\n301 \377\376\n4294967295 z\n254 isp1\n' > /etc/iproute2/rt_tables.d/sisod.conf`, 0, "", false},
 		"huge names":       {huge + "/etc/iproute2/rt_tables.d/sisod.conf", 0, "", false},
 		"folder names":     {"rm /etc/iproute2/rt_tables.d/sisod.conf; mkdir /etc/iproute2/rt_tables.d/sisod.conf", 1, "add table name 11500 isp1: read /etc/iproute2/rt_tables.d/sisod.conf: is a directory", false},
 		"names read-only":  {"rm /etc/iproute2/rt_tables.d/sisod.conf; mount --bind /etc/iproute2 /etc/iproute2; mount -o remount,bind,ro /etc/iproute2", 1, "add table name 11500 isp1: open /etc/iproute2/rt_tables.d/.sisod.conf", false},

@@ -16,6 +16,7 @@ import (
 const (
 	gatherQuiet = 20 * time.Millisecond  // events that follow each other closer than this are one pass
 	gatherMost  = 200 * time.Millisecond // and none of them waits longer than this
+	gatherHaste = 2 * time.Millisecond   // an urgent one waits for its like alone
 	fullPass    = 5 * time.Minute
 	// lockPatience is how long a pass waits for another process, and breath how
 	// long it waits for anything without a sign of life to the watchdog.
@@ -85,7 +86,7 @@ func (l *loop) run(ctx context.Context) {
 			active = now
 			// The first event is acted on at once, its followers are gathered.
 			if follows {
-				gather.Reset(max(0, min(gatherQuiet, gatherMost-now.Sub(l.pending.first))))
+				gather.Reset(l.pending.wait(now))
 				continue
 			}
 		case <-gather.C:

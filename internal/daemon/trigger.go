@@ -23,6 +23,7 @@ type trigger struct {
 	links bool
 	peer  uint32    // the last foreign sender of an event
 	first time.Time // when it was pulled; zero: it was not
+	haste time.Time // of the first urgent event; zero: there was none
 }
 
 // pull names parts that a pass has to read, and why. An empty reason is told
@@ -54,6 +55,18 @@ func (t *trigger) event(e kernel.Event) {
 	if e.Peer != 0 {
 		t.peer = e.Peer
 	}
+	if e.Urgent && t.haste.IsZero() {
+		t.haste = time.Now()
+	}
+}
+
+// wait is how long to gather further events after one that came now.
+func (t *trigger) wait(now time.Time) time.Duration {
+	wait := min(gatherQuiet, gatherMost-now.Sub(t.first))
+	if !t.haste.IsZero() {
+		wait = min(wait, gatherHaste-now.Sub(t.haste))
+	}
+	return max(0, wait)
 }
 
 func (t *trigger) pulled() bool { return !t.first.IsZero() }

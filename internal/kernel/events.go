@@ -33,7 +33,9 @@ var eventGroups = [...]int{
 
 // Event is a hint that parts of what was read are stale.
 type Event struct {
-	Parts  Parts
+	Parts Parts
+	// Urgent: packets may leave by a wrong way until it is dealt with.
+	Urgent bool
 	Reason string // "address 192.0.2.1/24 added on em1", "link em1 down", "lost events"
 	// Peer is the netlink port of the socket whose request caused the change, 0
 	// when the kernel did it by itself or does not say.

@@ -207,7 +207,11 @@ func (s *baseline) address(gone bool, body []byte) (Event, bool) {
 		s.addresses[a] = now
 	}
 	link := s.linkName(a.index)
-	return Event{Parts: addressParts, Reason: fmt.Sprintf("address %s %s %s", a.prefix, did, link), Link: link}, true
+	return Event{
+		Parts: addressParts, Reason: fmt.Sprintf("address %s %s %s", a.prefix, did, link), Link: link,
+		// What starts from a new address goes as main decides until it has its rule.
+		Urgent: !gone,
+	}, true
 }
 
 func (s *baseline) route(gone bool, flags uint16, body []byte) (Event, bool) {
