@@ -13,8 +13,6 @@ import (
 )
 
 const (
-	rtaNHID = 30 // RTA_NH_ID, newer than the constants of x/sys (linux/rtnetlink.h)
-
 	// The kernel lowers what is above without a word (net/ipv4/metrics.c).
 	largestMTU    = 65535 - 15
 	largestAdvMSS = 65535 - 40

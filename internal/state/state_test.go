@@ -30,7 +30,7 @@ func TestHopsKeepEveryHop(t *testing.T) {
 			t.Errorf("%d hops came back as %v", n, got)
 		}
 	}
-	if HopsOf(hops...) != HopsOf(hops...) || HopsOf(hops...) == HopsOf(hops[0], hops[2], hops[1]) {
+	if HopsOf(hops...) != HopsOf(slices.Clone(hops)...) || HopsOf(hops...) == HopsOf(hops[0], hops[2], hops[1]) {
 		t.Error("lists compare wrongly")
 	}
 }
