@@ -33,6 +33,7 @@ test-pure:
 ## lint       formatting, vet, staticcheck, shellcheck
 lint: tools
 	@test -z "$$(gofmt -l .)" || { gofmt -l .; echo "run make fmt"; exit 1; }
+	go mod tidy -diff
 	go vet ./...
 	go run $(STATICCHECK) ./...
 	shellcheck .ci/run packaging/*.sh
@@ -41,7 +42,7 @@ lint: tools
 fmt:
 	gofmt -w .
 
-## bench      the figures of the README, on this machine; needs root
+## bench      reaction times, idle passes and memory on this machine; needs root
 bench: tools
 	go test -run "^$$" -bench . -benchtime 1x -timeout $(TEST_TIMEOUT) ./cmd/sisod
 

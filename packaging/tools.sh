@@ -13,6 +13,7 @@ need nft nftables
 need tcpdump tcpdump
 need ping iputils-ping
 need curl curl
+need sysctl procps
 need strace strace
 need shellcheck shellcheck
 [ -n "$missing" ] || exit 0

@@ -210,6 +210,11 @@ func (l *loader) document(path string, settings bool) *node {
 			"the file has %.1f MB; a profile has at most %d MB", float64(max(size, maxProfile+1))/(1<<20), maxProfile>>20))
 		return nil
 	}
+	if len(text) == 0 && !settings {
+		// A full disk and an editor in the middle of its work look like this.
+		l.complain(path, faultf("delete the file if nothing is wanted, or write a comment into it", "the file is empty"))
+		return nil
+	}
 	return parse(path, text, settings, &l.errs)
 }
 

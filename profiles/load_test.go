@@ -175,7 +175,7 @@ func TestGoodSpellings(t *testing.T) {
 		"[[route]]\ntable = \"x\"\nto = \"192.0.2.1\"\ntype = \"local\"\ndev = \"lo\"\n",
 		china + "table = 7\nroutes = [{ to = \"default\", via = \"192.0.2.9\", metric = 9 }]\n",
 		china + "routes = [{ to = \"192.0.2.0/24\" }, { to = \"192.0.2.0/24\", metric = 5, dev = \"em2\" }]\n",
-		"", "# nothing\n",
+		"\n", "# nothing\n",
 	} {
 		if _, err := Load("", files(t, map[string]string{"profiles/a.toml": text})); err != nil {
 			t.Errorf("%q:\n%v", text, err)

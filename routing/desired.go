@@ -28,10 +28,6 @@ const (
 	rowSourcesEnd   = rowDevices - 1
 )
 
-// GuardMetric is the metric of the guard, an unreachable default that catches
-// what a table without a way out would let through to main.
-const GuardMetric = 4278198272
-
 // Desired works out what profiles ask for on a host. The exits tell for each
 // uplink and family where it stands.
 func Desired(c *profiles.Config, t Tables, f state.Facts) (state.Desired, []*Exit) {
@@ -104,7 +100,7 @@ func (b *builder) route(r state.Route, origin string) {
 // uplinkTable fills an uplink's table: its networks, its further routes, its
 // default, and the guard.
 func (b *builder) uplinkTable(e *Exit) {
-	key := state.GatewayKey{Uplink: e.Uplink, Family: e.Family}
+	key := e.key()
 	if via, known := b.facts.Known[key]; known {
 		b.Known[key] = via
 	}
@@ -114,7 +110,7 @@ func (b *builder) uplinkTable(e *Exit) {
 	origin := e.profile.Pos.Short()
 	if e.profile.Guard {
 		b.route(state.Route{Dst: state.AnyDestination(e.Family), Way: state.Way{
-			Family: e.Family, Table: e.Table, Metric: GuardMetric, Type: state.Unreachable, Protocol: state.Protocol,
+			Family: e.Family, Table: e.Table, Metric: profiles.GuardMetric, Type: state.Unreachable, Protocol: state.Protocol,
 		}}, origin)
 	}
 	if e.Out {

@@ -74,8 +74,9 @@ func given(g profiles.Gateway, f state.Family) netip.Addr {
 
 // look fills the exit from the facts.
 func (e *Exit) look(f state.Facts) {
-	_, known := f.Known[state.GatewayKey{Uplink: e.Uplink, Family: e.Family}]
-	e.Active = known
+	last, known := f.Known[e.key()]
+	// A point-to-point way out says nothing about a gateway that is to be learned.
+	e.Active = known && (last.IsValid() || e.profile.Gateway.None || !given(e.profile.Gateway, e.Family).IsValid() && e.isPointToPoint(f))
 	i := slices.IndexFunc(f.Links, func(l state.Link) bool { return l.Name == e.Interface })
 	if i < 0 {
 		e.Trouble = fmt.Sprintf("interface %s is not there", e.Interface)
@@ -102,6 +103,15 @@ func (e *Exit) look(f state.Facts) {
 	}
 	e.src = e.source(via.Via)
 	e.surround(f)
+}
+
+// key is the exit's place among the known gateways.
+func (e *Exit) key() state.GatewayKey {
+	return state.GatewayKey{Uplink: e.Uplink, Interface: e.Interface, Family: e.Family}
+}
+
+func (e *Exit) isPointToPoint(f state.Facts) bool {
+	return slices.ContainsFunc(f.Links, func(l state.Link) bool { return l.Name == e.Interface && l.PointToPoint })
 }
 
 // follow picks the addresses that the uplink answers for.
@@ -134,7 +144,7 @@ func (e *Exit) wayOut(f state.Facts) (state.LearnedGateway, string) {
 		w := state.LearnedGateway{Link: e.Interface, Family: e.Family, Via: via, Source: "profile"}
 		onLink, why := e.reach(via, f)
 		w.OnLink = onLink
-		if last := f.Known[state.GatewayKey{Uplink: e.Uplink, Family: e.Family}]; why != "" && last.IsValid() && last != via {
+		if last := f.Known[e.key()]; why != "" && last.IsValid() && last != via {
 			// A new gateway that cannot be must not cost the host the one that works.
 			if lastOnLink, lastWhy := e.reach(last, f); lastWhy == "" {
 				w.Via, w.OnLink, w.Source = last, lastOnLink, "used so far"
@@ -156,7 +166,7 @@ func (e *Exit) wayOut(f state.Facts) (state.LearnedGateway, string) {
 	}
 	if e.Active {
 		why := fmt.Sprintf("the %s gateway of %s is gone: neither main, nor another table, nor a DHCP lease names one any more", e.Family, e.Interface)
-		if last := f.Known[state.GatewayKey{Uplink: e.Uplink, Family: e.Family}]; last.IsValid() {
+		if last := f.Known[e.key()]; last.IsValid() {
 			why += "; the last was " + last.String()
 		}
 		return state.LearnedGateway{}, why

@@ -152,7 +152,7 @@ func golden(t *testing.T, file, got string) {
 //	stray 198.51.100.0/24 dev em1 via A count N
 //	final 0.0.0.0/1 dev tun0 | final 0.0.0.0/0 unreachable
 //	gateway em1 192.0.2.254|none SOURCE…
-//	known NAME 4|6 A
+//	known NAME em1 4|6 A
 //	system NUMBER NAME
 //	foreign route 192.0.2.0/24 table N metric N via A dev em1
 //	foreign rule PRIORITY from P lookup N
@@ -236,7 +236,7 @@ func parseFacts(t *testing.T, file string) state.Facts {
 			}
 			f.Gateways = append(f.Gateways, g)
 		case "known":
-			f.Known[state.GatewayKey{Uplink: w[1], Family: state.Family(number(w[2]))}] = netip.MustParseAddr(w[3])
+			f.Known[state.GatewayKey{Uplink: w[1], Interface: w[2], Family: state.Family(number(w[3]))}] = netip.MustParseAddr(w[4])
 		case "system":
 			f.SystemTables[w[2]] = number(w[1])
 		case "foreign":

@@ -33,11 +33,11 @@ holds still until apply, reload or restart.`,
 				return err
 			}
 			defer unlock()
-			if err := host.Hold(); err != nil {
-				return err
-			}
 			pass, err := daemon.Flush(cmd.Context(), host)
 			if err != nil {
+				return err
+			}
+			if err := host.Hold(); err != nil {
 				return err
 			}
 			pal := p.palette(os.Stdout)

@@ -29,7 +29,7 @@ type exitCode int
 
 func (c exitCode) Error() string { return fmt.Sprintf("exit code %d", int(c)) }
 
-// The exit codes, as the table of commands in sisod(8) has them.
+// The exit codes, as README's table of commands has them.
 const (
 	exitOK    = 0
 	exitError = 1

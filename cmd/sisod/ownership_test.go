@@ -171,6 +171,27 @@ func TestValuesAreGivenBack(t *testing.T) {
 		contains(t, r.stderr, "changed by somebody else", "net/ipv4/conf/em2/rp_filter")
 		same(t, "a second flush", expect(t, h, 0, "flush").stdout, "nothing of sisod's is here\n")
 	})
+	for name, between := range map[string][2]string{
+		"when it is given back by hand":    {"rp_filter=1", "group 0"},
+		"when it is somebody else's first": {"rp_filter=2", "group 42"},
+	} {
+		t.Run("once, and not what somebody sets to sisod's own value later, "+name, func(t *testing.T) {
+			t.Parallel()
+			h := start(t)
+			set := func(values [2]string) {
+				t.Helper()
+				if err := h.Sysctl("net/ipv4/conf/em2/" + values[0]); err != nil {
+					t.Fatal(err)
+				}
+				ip(t, h, append([]string{"link", "set", "em1"}, strings.Fields(values[1])...)...)
+			}
+			set(between)
+			expect(t, h, 0, "flush")
+			set([2]string{"rp_filter=0", "group 115"})
+			expect(t, h, 0, "flush")
+			check(t, h, "flushed again", "0", "115", "0", "0")
+		})
+	}
 	t.Run("as somebody else left them before the last apply", func(t *testing.T) {
 		t.Parallel()
 		h := start(t)
@@ -191,7 +212,10 @@ func TestValuesAreGivenBack(t *testing.T) {
 			t.Fatal(err)
 		}
 		runInput(t, other, ledger, "sh", "-c", "mkdir -p /run/sisod && cat > /run/sisod/ledger.json")
-		contains(t, expect(t, other, 0, "flush").stdout, "nothing of sisod's is here")
-		check(t, other, "flushed", "2", "0", "0", "0")
+		for _, command := range []string{"flush", "apply"} {
+			contains(t, expect(t, other, 1, command).stderr, "belongs to another network namespace", "--run-dir")
+		}
+		check(t, other, "not flushed", "2", "0", "0", "0")
+		same(t, "the other's ledger", run(t, other, "cat", "/run/sisod/ledger.json"), ledger)
 	})
 }

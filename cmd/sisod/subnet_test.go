@@ -3,6 +3,7 @@ package main
 import (
 	"net/netip"
 	"slices"
+	"strings"
 	"testing"
 
 	"github.com/sisod/sisod/internal/lab"
@@ -84,4 +85,45 @@ func TestInterfaceInAnotherLinkGroupStaysThere(t *testing.T) {
 	if after := snapshot(t, two.Host); after != before {
 		t.Errorf("after flush:\n%s\nbefore apply:\n%s", after, before)
 	}
+}
+
+func TestManyAddressesOfOneNetworkShareARule(t *testing.T) {
+	t.Parallel()
+	two := twoUplinks(t, lab.TwoUplinksOptions{RPFilter: 1})
+	second := two.Uplinks[1]
+	var more []netip.Addr
+	for i := range 12 {
+		for f, a := range second.Address.All() {
+			for range 10 + i {
+				a = a.Next()
+			}
+			more = append(more, a)
+			ip(t, two.Host, "address", "add", netip.PrefixFrom(a, []int{24, 64}[f]).String(), "dev", second.Link, "nodad")
+		}
+	}
+	ways := func(out string, answered bool) (list []conversation) {
+		for i, a := range more {
+			list = append(list, conversations(second.Client, second.Remote.All()[i%2], a, second.Link, out, answered)...)
+		}
+		return list
+	}
+	writeProfile(t, two.Host, "isp.toml", twoProfile)
+	apply(t, two.Host, 0)
+	for _, list := range [][]string{{"rule"}, {"-6", "rule"}} {
+		rules := ip(t, two.Host, list...)
+		if n := strings.Count(rules, "lookup isp2"); n != 2 {
+			t.Errorf("%d rules lead to isp2, want one for its network and one for its interface:\n%s", n, rules)
+		}
+		if err := errWant("iif lo lookup isp2", rules); err != nil {
+			t.Error(err)
+		}
+	}
+	converse(t, two.Host, "many addresses, strict", ways(second.Link, true))
+	// An address of the network on another interface ends the sharing.
+	ip(t, two.Host, "address", "add", more[0].Next().Next().String()+"/32", "dev", "lo")
+	apply(t, two.Host, 0)
+	if rules := ip(t, two.Host, "rule"); strings.Contains(rules, "iif lo") || strings.Count(rules, "lookup isp2") != 14 {
+		t.Errorf("a rule covers an address of another interface, or one is missing:\n%s", rules)
+	}
+	converse(t, two.Host, "many addresses, a rule each", ways(second.Link, true))
 }

@@ -92,6 +92,9 @@ func (p Pass) Apply(ctx context.Context, h *kernel.Host, report func(kernel.Outc
 			return nil, fmt.Errorf("record gateways: %w", err)
 		}
 	}
+	if err := h.Prune(); err != nil {
+		return nil, err
+	}
 	if p.Plan.Empty() {
 		return nil, nil
 	}

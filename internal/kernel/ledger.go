@@ -43,6 +43,8 @@ type ledger struct {
 	stamp   stamp
 	dirty   bool
 	told    map[any]bool // entries whose loss was logged
+	// elsewhere: the file is another network namespace's of this boot.
+	elsewhere bool
 }
 
 // origin is the boot and the network namespace that values were found in.
@@ -83,9 +85,10 @@ type groupEntry struct {
 }
 
 type knownEntry struct {
-	Uplink string       `json:"uplink"`
-	Family state.Family `json:"family"`
-	Via    netip.Addr   `json:"via"` // "": point-to-point
+	Uplink    string       `json:"uplink"`
+	Interface string       `json:"interface"`
+	Family    state.Family `json:"family"`
+	Via       netip.Addr   `json:"via"` // "": point-to-point
 }
 
 func (e sysctlEntry) owns(value string) bool {
@@ -159,7 +162,7 @@ func (g *ledger) refresh() error {
 	if now == g.stamp {
 		return nil
 	}
-	g.page, g.written, g.stamp = page{origin: g.here}, nil, now
+	g.page, g.written, g.stamp, g.elsewhere = page{origin: g.here}, nil, now, false
 	if now == (stamp{}) {
 		return nil
 	}
@@ -174,8 +177,21 @@ func (g *ledger) refresh() error {
 		g.setAside(err)
 		return nil
 	}
+	g.elsewhere = p.Boot == g.here.Boot && p.Namespace != g.here.Namespace
 	if p.origin == g.here {
 		g.page = p
+	}
+	return nil
+}
+
+// claim refuses a ledger that is another network namespace's of this boot: to
+// write it would lose what is to be given back there.
+func (g *ledger) claim() error {
+	if err := g.refresh(); err != nil {
+		return err
+	}
+	if g.elsewhere {
+		return fmt.Errorf("%s belongs to another network namespace: give this one folders of its own (--run-dir, --state-dir, --iproute2-dir), or remove the file if that namespace is gone", g.path)
 	}
 	return nil
 }
@@ -284,6 +300,37 @@ func (g *ledger) before(l *links) state.Before {
 	return b
 }
 
+// prune takes out of the ledger what is not as sisod set it: it was given back
+// by another hand, or is somebody else's now. Were it kept, a value that comes
+// to be sisod's own again by chance would be given back as if it were. It must
+// be called under the lock.
+func (g *ledger) prune(l *links) error {
+	if err := g.refresh(); err != nil {
+		return err
+	}
+	groups := slices.DeleteFunc(slices.Clone(g.page.Groups), func(e groupEntry) bool {
+		i := slices.IndexFunc(l.all(), func(link state.Link) bool { return link.Index == e.Link })
+		return i < 0 || !e.owns(l.all()[i].Group)
+	})
+	sysctls := slices.DeleteFunc(slices.Clone(g.page.Sysctls), func(e sysctlEntry) bool {
+		path := l.path(e.sysctlPlace)
+		if path == "" {
+			return true
+		}
+		value, err := readSysctl(path)
+		return err == nil && !e.owns(value)
+	})
+	if len(groups) == len(g.page.Groups) && len(sysctls) == len(g.page.Sysctls) {
+		return nil
+	}
+	g.page.Groups, g.page.Sysctls, g.dirty = groups, sysctls, true
+	return g.save()
+}
+
+// Prune forgets values that sisod set and that are somebody else's by now.
+// Appliers call it under Lock, after Read.
+func (h *Host) Prune() error { return h.ledger.prune(h.links) }
+
 // tell logs once that an entry is not sisod's any more.
 func (g *ledger) tell(entry any, kind, object string, set, now any) {
 	if !g.told[entry] {
@@ -365,7 +412,7 @@ func (g *ledger) known() map[state.GatewayKey]netip.Addr {
 	g.reload()
 	known := map[state.GatewayKey]netip.Addr{}
 	for _, e := range g.page.Known {
-		known[state.GatewayKey{Uplink: e.Uplink, Family: e.Family}] = e.Via
+		known[state.GatewayKey{Uplink: e.Uplink, Interface: e.Interface, Family: e.Family}] = e.Via
 	}
 	return known
 }
@@ -377,7 +424,7 @@ func (g *ledger) remember(known map[state.GatewayKey]netip.Addr) error {
 	}
 	g.page.Known = nil
 	for k, via := range known {
-		g.page.Known = append(g.page.Known, knownEntry{k.Uplink, k.Family, via})
+		g.page.Known = append(g.page.Known, knownEntry{k.Uplink, k.Interface, k.Family, via})
 	}
 	slices.SortFunc(g.page.Known, func(a, b knownEntry) int {
 		return cmp.Or(strings.Compare(a.Uplink, b.Uplink), int(a.Family)-int(b.Family))

@@ -45,6 +45,10 @@ func (h *Host) Lock(ctx context.Context) (unlock func(), err error) {
 		unlock, err = takeLock(path)
 		if err == nil {
 			h.tidy()
+			if err := h.ledger.claim(); err != nil {
+				unlock()
+				return nil, err
+			}
 		}
 		if !errors.Is(err, errLocked) {
 			return unlock, err

@@ -79,11 +79,12 @@ type LearnedGateway struct {
 	Source string // "main (dhcp)", "table 100 (static)", "lease of systemd-networkd"
 }
 
-// GatewayKey names the place of a gateway in Facts.Known: an uplink's
-// name and a family.
+// GatewayKey names the place of a gateway in Facts.Known: an uplink, the
+// interface that it had then, and a family.
 type GatewayKey struct {
-	Uplink string
-	Family Family
+	Uplink    string
+	Interface string
+	Family    Family
 }
 
 // Problem is a wish that is valid and cannot come true now.

@@ -1,6 +1,0 @@
-//go:build race
-
-package profiles
-
-// raceFactor is how much slower the race detector may be.
-const raceFactor = 8
