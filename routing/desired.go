@@ -277,7 +277,7 @@ func (b *builder) troubles() {
 			case e.Active:
 				text += "; its replies go as main decides (guard = false)"
 			default:
-				text += "; until then replies go as main decides"
+				text += "; as long as that is so, replies go as main decides"
 			}
 			b.problem(subject, u.Pos, "%s", text)
 		}

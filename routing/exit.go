@@ -172,7 +172,7 @@ func (e *Exit) wayOut(f state.Facts) (state.LearnedGateway, string) {
 		return state.LearnedGateway{}, why
 	}
 	return state.LearnedGateway{}, e.unlessUnused(fmt.Sprintf(
-		"no %s gateway of %s is learned yet: neither main, nor another table, nor a DHCP lease names one; name it with gateway = \"…\"", e.Family, e.Interface))
+		"no %s gateway of %s is learned yet: neither main, nor another table, nor a DHCP lease names one; name it in gateway = [ \"auto\", \"ADDRESS\" ]", e.Family, e.Interface))
 }
 
 // unlessUnused is why, unless nothing on the interface speaks the family.

@@ -140,18 +140,20 @@ func (b *builder) linkTowards(via netip.Addr) string {
 	return name
 }
 
-func publicNetworks(n int) string {
+func plural(n int, noun string) string {
 	if n == 1 {
-		return "a public network"
+		return "a " + noun
 	}
-	return fmt.Sprintf("%d public networks", n)
+	return fmt.Sprintf("%d %ss", n, noun)
 }
 
 // conflicts takes back what would overwrite somebody else's route, and
 // reports what of others is in sisod's way.
 func (b *builder) conflicts() {
 	names := b.tables.Names()
+	others := map[uint32][]state.Route{}
 	for _, foreign := range b.facts.ForeignRoutes {
+		rival := false
 		for w, dsts := range b.Routes {
 			if w.Family != foreign.Family || w.Table != foreign.Table || w.Metric != foreign.Metric {
 				continue
@@ -160,13 +162,24 @@ func (b *builder) conflicts() {
 			if !found {
 				continue
 			}
+			rival = true
 			b.Routes[w] = slices.Delete(slices.Clone(dsts), i, i+1)
 			b.Problems = append(b.Problems, state.Problem{
 				Subject: "table " + names.Table(w.Table),
-				Text: "holds a route of somebody else, which stays and takes the place of sisod's: " + foreign.Spell(names) +
+				Text: "a route of somebody else takes the place of sisod's: " + foreign.Spell(names) +
 					"; delete it, or give the uplink another table",
 				Origin: b.Origins[w],
 			})
+		}
+		if !rival {
+			others[foreign.Table] = append(others[foreign.Table], foreign)
+		}
+	}
+	for _, u := range b.config.Uplinks {
+		table, _ := b.tables.Number(u.Name)
+		if list := others[table]; len(list) > 0 {
+			b.problem("table "+u.Name, u.Pos, "holds %s of somebody else, which %s left alone and may send replies elsewhere: %s; delete what is not meant, or put it into the uplink's routes",
+				plural(len(list), "route"), map[bool]string{true: "is", false: "are"}[len(list) == 1], list[0].Spell(names))
 		}
 	}
 	for _, link := range slices.Sorted(maps.Keys(b.facts.Strays)) {
@@ -177,7 +190,7 @@ func (b *builder) conflicts() {
 		b.Problems = append(b.Problems, state.Problem{
 			Subject: "table main",
 			Text: fmt.Sprintf("sends %s by %s, which is no uplink (%s): replies of every uplink to there leave by it; make %s an uplink, or keep an uplink's replies to itself with [[rule]] from = ADDRESS, lookup = UPLINK and a priority below %d",
-				publicNetworks(s.Count), link, s.First.Spell(names), link, b.config.Settings.Priority),
+				plural(s.Count, "public network"), link, s.First.Spell(names), link, b.config.Settings.Priority),
 		})
 	}
 	for _, r := range b.facts.Final {

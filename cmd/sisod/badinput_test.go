@@ -111,10 +111,10 @@ func TestImpossibleWishesAreProblems(t *testing.T) {
 	}{
 		"interface that never appears": {
 			profile: "[uplink.x]\ninterface = \"em9\"\ngateway = \"203.0.113.1\"\n",
-			want:    "problem  uplink x: interface em9 is not there; until then replies go as main decides  x.toml:1", loses: "em9"},
+			want:    "problem  uplink x: interface em9 is not there; as long as that is so, replies go as main decides  x.toml:1", loses: "em9"},
 		"gateway outside every prefix": {
 			profile: "[uplink.x]\ninterface = \"em2\"\ngateway = \"203.0.113.1\"\n",
-			want:    "problem  uplink x: gateway 203.0.113.1 is outside every network of em2 (198.51.100.0/24); correct it, or add a route to it: ip route add 203.0.113.1 dev em2; until then replies go as main decides  x.toml:1", loses: "198.51.100.2 lookup"},
+			want:    "problem  uplink x: gateway 203.0.113.1 is outside every network of em2 (198.51.100.0/24); correct it, or add a route to it: ip route add 203.0.113.1 dev em2; as long as that is so, replies go as main decides  x.toml:1", loses: "198.51.100.2 lookup"},
 		"number with another name": {
 			prepare: "echo '300 theirs' > /etc/iproute2/rt_tables.d/other.conf",
 			profile: "[uplink.x]\ninterface = \"em2\"\ngateway = \"198.51.100.1\"\ntable = 300\n",
@@ -126,7 +126,7 @@ func TestImpossibleWishesAreProblems(t *testing.T) {
 		"number taken by somebody's routes": {
 			prepare: "ip route add default via 198.51.100.77 table 300 proto static; ip route add 203.0.113.0/24 via 198.51.100.77 table 300",
 			profile: "[uplink.x]\ninterface = \"em2\"\ngateway = \"198.51.100.1\"\ntable = 300\n",
-			want:    "problem  table x: holds a route of somebody else, which stays and takes the place of sisod's: default via 198.51.100.77 dev em2 table x; delete it, or give the uplink another table  x.toml:1", wins: "default via 198.51.100.77 dev em2 table x proto static"},
+			want:    "problem  table x: a route of somebody else takes the place of sisod's: default via 198.51.100.77 dev em2 table x; delete it, or give the uplink another table  x.toml:1", wins: "default via 198.51.100.77 dev em2 table x proto static"},
 		"window with somebody's rules": {
 			prepare: "ip rule add from 10.0.0.0/8 lookup main priority 11650",
 			profile: "[uplink.x]\ninterface = \"em2\"\ngateway = \"198.51.100.1\"\n",

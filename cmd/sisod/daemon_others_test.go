@@ -91,6 +91,12 @@ func TestDaemonHoldsStillAfterFlush(t *testing.T) {
 	// So does the end of the mark alone, with the next event.
 	heard(t, h, reload)
 	held(t, h, func() { expect(t, h, 0, "flush") })
+	wait(t, func() error {
+		if st := daemonStatus(t, h); !st.Daemon.Held {
+			return errors.New("the daemon has not taken note of the flush")
+		}
+		return nil
+	})
 	sh(t, h, "rm /run/sisod/held")
 	ip(t, h, "rule", "add", "pref", "11999", "lookup", "main")
 	inForce(t, h, 3)

@@ -37,8 +37,10 @@ holds still until apply, reload or restart.`,
 			if err != nil {
 				return err
 			}
-			if err := host.Hold(); err != nil {
-				return err
+			if report, err := daemon.ReadReport(p.run); !pass.Plan.Empty() || err != nil || report != nil {
+				if err := host.Hold(); err != nil {
+					return err
+				}
 			}
 			pal := p.palette(os.Stdout)
 			outcomes, err := pass.Apply(cmd.Context(), host, func(o kernel.Outcome) {

@@ -76,7 +76,7 @@ func TestForeignObjectsSurviveAThousandCycles(t *testing.T) {
 
 	first := expect(t, h, 2, "apply")
 	contains(t, first.stderr,
-		"problem  table isp1: holds a route of somebody else, which stays and takes the place of sisod's: 192.0.2.0/24 dev em1 table isp1",
+		"problem  table isp1: a route of somebody else takes the place of sisod's: 192.0.2.0/24 dev em1 table isp1",
 		"problem  rule 11600: somebody else's rule stands in sisod's window of priorities and is left alone")
 	same(t, "other people's objects while sisod's are there", static(wholeSnapshot(t, h)), static(found))
 	contains(t, ownRules(t, h, "-4"), "11800:	from 192.0.2.2 lookup 11500 proto 115")

@@ -96,9 +96,11 @@ func problemsText(pal palette, pass daemon.Pass) []string {
 	return lines
 }
 
-// age is a time ago, short.
+// age is a time ago, short; the zero time is never.
 func age(t time.Time) string {
 	switch d := time.Since(t); {
+	case t.IsZero():
+		return "never"
 	case d < time.Minute:
 		return fmt.Sprintf("%ds ago", int(d.Seconds()))
 	case d < time.Hour:

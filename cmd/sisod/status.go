@@ -165,6 +165,7 @@ func (st *status) text(w io.Writer, pal palette) error {
 	if st.Held {
 		fmt.Fprintln(w, pal.warn("flushed: held until sisod apply, a reload or a restart"))
 	}
+	fmt.Fprintln(w, st.verdict(pal))
 	fmt.Fprintln(w, pal.bold("uplinks"))
 	tw := tabwriter.NewWriter(w, 0, 0, 2, ' ', 0)
 	for _, u := range st.Uplinks {
@@ -208,7 +209,7 @@ func (st *status) text(w io.Writer, pal palette) error {
 	case st.DaemonError != "":
 		fmt.Fprintf(w, "  %s %s; a running daemon writes it anew with its next pass\n", pal.bad("unknown:"), st.DaemonError)
 	case st.Daemon == nil:
-		fmt.Fprintln(w, "  not running: nothing follows changes (systemctl start sisod, or sisod run)")
+		fmt.Fprintln(w, "  not running: nothing follows changes (sisod run)")
 	default:
 		st.daemonText(w, pal)
 	}
@@ -231,6 +232,35 @@ func (st *status) daemonText(w io.Writer, pal palette) {
 		}
 		fmt.Fprintf(w, "  %s %s %s %s%s%s\n", pal.dim(s.Time.Format("15:04:05")), s.Op, s.Kind, s.Object, drift, pal.dim("  "+s.Reason))
 	}
+}
+
+// verdict is the status in one line.
+func (st *status) verdict(pal palette) string {
+	if st.InOrder {
+		return pal.good("in order")
+	}
+	var words []string
+	for _, c := range []struct {
+		n    int
+		noun string
+	}{{len(st.Problems), "problem"}, {len(st.Drift), "step"}} {
+		if c.n > 0 {
+			words = append(words, plural(c.n, c.noun))
+		}
+	}
+	if len(st.Drift) > 0 {
+		words[len(words)-1] += " of drift"
+	}
+	if st.Daemon != nil && len(st.Daemon.Failures) > 0 {
+		words = append(words, plural(len(st.Daemon.Failures), "failed step"))
+	}
+	if st.Daemon != nil && len(st.Daemon.Fights) > 0 {
+		words = append(words, plural(len(st.Daemon.Fights), "fight"))
+	}
+	if len(words) == 0 {
+		words = append(words, "not in order")
+	}
+	return pal.warn(strings.Join(words, ", "))
 }
 
 func paintState(pal palette, s string) string {

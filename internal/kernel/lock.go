@@ -87,7 +87,7 @@ func (h *Host) ClaimDaemon() (release func(), err error) {
 	path := filepath.Join(h.runDir(), daemonFile)
 	release, err = takeLock(path)
 	if errors.Is(err, errLocked) {
-		return nil, fmt.Errorf("another sisod run (%s) keeps this host: stop it first, or give this one a --run-dir of its own", holder(path))
+		return nil, fmt.Errorf("another sisod run (%s) keeps this host: stop it first (in another network namespace, use a --run-dir of its own)", holder(path))
 	}
 	return release, err
 }
