@@ -10,9 +10,19 @@ import (
 	"time"
 )
 
+// lockable is as much of a host as locks need.
+func lockable(t *testing.T, runDir string) *Host {
+	t.Helper()
+	g, err := openLedger(runDir, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return &Host{options: Options{RunDir: runDir}, ledger: g}
+}
+
 func TestLockKeepsASecondApplierOut(t *testing.T) {
-	h := &Host{options: Options{RunDir: t.TempDir() + "/new"}}
-	other := &Host{options: h.options}
+	h := lockable(t, t.TempDir()+"/new")
+	other := lockable(t, h.options.RunDir)
 	unlock, err := h.Lock(context.Background())
 	if err != nil {
 		t.Fatal(err)
@@ -44,8 +54,8 @@ func TestLockKeepsASecondApplierOut(t *testing.T) {
 }
 
 func TestSecondDaemonIsRefused(t *testing.T) {
-	h := &Host{options: Options{RunDir: t.TempDir()}}
-	other := &Host{options: h.options}
+	h := lockable(t, t.TempDir())
+	other := lockable(t, h.options.RunDir)
 	release, err := h.ClaimDaemon()
 	if err != nil {
 		t.Fatal(err)
@@ -74,8 +84,8 @@ func TestSecondDaemonIsRefused(t *testing.T) {
 }
 
 func TestHoldLastsUntilRelease(t *testing.T) {
-	h := &Host{options: Options{RunDir: t.TempDir() + "/new"}}
-	other := &Host{options: h.options}
+	h := lockable(t, t.TempDir()+"/new")
+	other := lockable(t, h.options.RunDir)
 	if err := h.Release(); err != nil || h.Held() {
 		t.Fatalf("before: %v, held %t", err, h.Held())
 	}
