@@ -1,5 +1,6 @@
 #!/bin/sh
-# Installs what tests and demo stand on, on a Debian machine, as root. Does
+# Installs what tests and demo stand on, on a Debian machine, as root; with the
+# word lab, what the virtual machine and the tests in it need besides. Does
 # nothing, and needs no root, when everything is there.
 set -eu
 
@@ -14,8 +15,13 @@ need tcpdump tcpdump
 need ping iputils-ping
 need curl curl
 need sysctl procps
-need strace strace
 need shellcheck shellcheck
+if [ "${1:-}" = lab ]; then
+	need qemu-system-x86_64 qemu-system-x86
+	need depmod kmod
+	need xz xz-utils
+	need ipvsadm ipvsadm
+fi
 [ -n "$missing" ] || exit 0
 
 if [ "$(id -u)" != 0 ] || ! command -v apt-get >/dev/null 2>&1; then

@@ -15,13 +15,14 @@ var rooms = map[string]struct {
 	may  []string
 	pure bool
 }{
-	"profiles":        {nil, true},
-	"internal/state":  {nil, true},
-	"routing":         {[]string{"profiles", "internal/state"}, true},
-	"internal/kernel": {[]string{"internal/state"}, false},
-	"internal/daemon": {[]string{"profiles", "routing", "internal/kernel", "internal/state"}, false},
-	"internal/lab":    {nil, false},
-	"cmd/sisod":       {[]string{"profiles", "routing", "internal/daemon", "internal/kernel", "internal/lab", "internal/state"}, false},
+	"profiles":             {nil, true},
+	"internal/state":       {nil, true},
+	"routing":              {[]string{"profiles", "internal/state"}, true},
+	"internal/kernel":      {[]string{"internal/state"}, false},
+	"internal/daemon":      {[]string{"profiles", "routing", "internal/kernel", "internal/state"}, false},
+	"internal/lab":         {nil, false},
+	"internal/lab/stockvm": {nil, false},
+	"cmd/sisod":            {[]string{"profiles", "routing", "internal/daemon", "internal/kernel", "internal/lab", "internal/state"}, false},
 }
 
 // impure are packages that reach the kernel or another program. The standard
