@@ -27,6 +27,8 @@ type builder struct {
 	lists      map[string]owner
 	allRules   map[string]Position
 	allRoutes  map[routeKey]Position
+
+	roles roles
 }
 
 // owner is the uplink that has something, and where it says so.
@@ -41,6 +43,7 @@ func newBuilder(l *loader) *builder {
 		names: map[string]owner{}, interfaces: map[string]owner{}, tables: map[uint32]owner{},
 		addresses: map[netip.Addr]owner{}, sources: map[netip.Prefix]owner{}, inline: map[netip.Prefix]owner{},
 		lists: map[string]owner{}, allRules: map[string]Position{}, allRoutes: map[routeKey]Position{},
+		roles: newRoles(),
 	}
 }
 
@@ -75,6 +78,7 @@ func (b *builder) add(raw rawProfile) {
 	}
 	b.rules = append(b.rules, raw.Rule.items...)
 	b.routes = append(b.routes, raw.Route.items...)
+	b.addRoles(raw)
 }
 
 // finish judges everything and returns the configuration, or all complaints.
@@ -95,6 +99,7 @@ func (b *builder) finish() (*Config, error) {
 	}
 	b.room(c)
 	b.overlaps(c)
+	b.finishRoles(c)
 	slices.SortStableFunc(c.Uplinks, func(x, y Uplink) int { return strings.Compare(x.Name, y.Name) })
 	c.Files = b.loader.read()
 	if len(b.loader.errs) > 0 {

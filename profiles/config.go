@@ -44,6 +44,11 @@ type Config struct {
 	Uplinks  []Uplink // by name
 	Rules    []Rule   // as written, files in name order
 	Routes   []Route
+
+	RealServers []RealServer // by name
+	Directors   []Director   // by name
+	IPVS        *IPVS        // nil: nothing asked
+
 	// Files are all files that were read, prefix lists included: what to watch
 	// and what to keep as the last good configuration.
 	Files []string

@@ -132,21 +132,55 @@ func tagged(v reflect.Value, fields map[string]decoder) []string {
 // keysOf lists the keys of a raw type.
 func keysOf[T any]() []string { return tagged(reflect.ValueOf(new(T)).Elem(), nil) }
 
+// called is what a named table stands for.
+var called = map[string]string{"uplink": "An uplink", "real_server": "A real server", "director": "A director"}
+
+// laterKeys are keys of what the format has room for, and sisod not yet.
+var laterKeys = map[string]string{"snat": `mode "fullnat"`, "mss_room": `mode "fullnat"`}
+
+// homes lists the headers of the tables that have a key.
+func homes(key string) string {
+	var out []string
+	for _, k := range []struct {
+		header string
+		keys   []string
+	}{
+		{"[uplink.NAME]", keysOf[rawUplink]()}, {"[real_server.NAME]", keysOf[rawRealServer]()},
+		{"[director.NAME]", keysOf[rawDirector]()}, {"[ipvs]", keysOf[rawIPVS]()},
+	} {
+		if slices.Contains(k.keys, key) {
+			out = append(out, k.header)
+		}
+	}
+	return strings.Join(out, " and ")
+}
+
 // unknownHint says what an unknown key of n may have been meant to be.
 func unknownHint(n, child *node, known []string) string {
 	name := child.name
 	inDefault := len(n.path) == 3 && n.path[0] == "uplink" && n.path[2] == "default"
-	inUplink := len(n.path) == 2 && n.path[0] == "uplink"
+	named := len(n.path) == 2 && called[n.path[0]] != ""
 	atTop := len(n.path) == 0
 	switch {
 	case inDefault && slices.Contains(keysOf[rawUplink](), name):
 		return fmt.Sprintf("%s is a key of [%s], but all keys below the line [%s] belong to that: move it above line %d",
 			name, dotted(n.path[:2]), dotted(n.path), n.pos().Line)
-	case inUplink && child.shape == table && child.name != "" && near(name, known) == "":
+	case named && n.path[0] != "uplink" && laterKeys[name] != "":
+		return fmt.Sprintf("%s belongs to %s, which this version of sisod does not have", name, laterKeys[name])
+	case named && homes(name) != "":
+		return fmt.Sprintf("%s is a key of %s", name, homes(name))
+	case named && child.shape == table && child.name != "" && near(name, known) == "":
 		whole := n.path[1] + "." + name
-		return fmt.Sprintf("a dot in a header nests. An uplink named %s is written [uplink.%q]", whole, whole)
+		return fmt.Sprintf("a dot in a header nests. %s named %s is written [%s.%q]", called[n.path[0]], whole, n.path[0], whole)
+	case named && n.path[0] != "uplink" && (name == "port" || name == "ports" || name == "protocol"):
+		return `ports stand with their protocol: services = ["tcp/80"]`
+	case n.element && n.name == "real_servers" && n.doc.text[n.val.start] == '[' && slices.Contains(keysOf[rawDirector](), name):
+		return fmt.Sprintf("%s is a key of [%s], but all keys below the line [[%s]] belong to that: move it above line %d",
+			name, dotted(n.path[:2]), dotted(n.path), n.pos().Line)
 	case atTop && !n.doc.settings && child.shape != table && slices.Contains(keysOf[rawUplink](), name):
 		return fmt.Sprintf("%s is a key of an uplink: write the header [uplink.NAME] above it", name)
+	case atTop && !n.doc.settings && (child.shape != table || n.doc.text[child.val.start] == '{') && homes(name) != "":
+		return fmt.Sprintf("%s is a key of %s: write the header above it", name, homes(name))
 	case atTop && !n.doc.settings && child.shape == scalar && slices.Contains(keysOf[rawSettings](), name):
 		return fmt.Sprintf("%s is a setting and stands in sisod.toml", name)
 	case n.element && len(n.path) == 1 && slices.Contains(keysOf[rawUplink](), name):

@@ -230,7 +230,7 @@ func (n *node) label() string {
 		return "a profile"
 	case n.element && len(n.path) == 1:
 		return "[[" + n.name + "]]"
-	case n.element && n.path[0] != "uplink":
+	case n.element && (n.path[0] == "rule" || n.path[0] == "route"):
 		return "`" + n.name + "` of [[" + dotted(n.path[:len(n.path)-1]) + "]]"
 	case n.element:
 		return "`" + n.name + "` of [" + dotted(n.path[:len(n.path)-1]) + "]"

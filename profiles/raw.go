@@ -4,9 +4,12 @@ package profiles
 // typed but not yet judged. Their toml tags are the complete list of keys.
 
 type rawProfile struct {
-	Uplink tables[rawUplink] `toml:"uplink"`
-	Rule   list[rawRule]     `toml:"rule"`
-	Route  list[rawRoute]    `toml:"route"`
+	Uplink     tables[rawUplink]     `toml:"uplink"`
+	Rule       list[rawRule]         `toml:"rule"`
+	Route      list[rawRoute]        `toml:"route"`
+	RealServer tables[rawRealServer] `toml:"real_server"`
+	Director   tables[rawDirector]   `toml:"director"`
+	IPVS       rawIPVS               `toml:"ipvs"`
 }
 
 type rawSettings struct {

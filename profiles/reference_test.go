@@ -52,7 +52,7 @@ func written(t *testing.T, path string, settings bool) []string {
 			child := n.children[name]
 			for _, e := range append(child.elements, child) {
 				if next, isTable := inner(field); isTable && e.shape == table {
-					if next == reflect.TypeFor[rawUplink]() {
+					if top := of == reflect.TypeFor[rawProfile](); top && called[name] != "" {
 						for _, u := range e.keys {
 							walk(e.children[u], next)
 						}
@@ -150,6 +150,9 @@ func TestReferenceLoads(t *testing.T) {
 	if len(c.Uplinks) != 1 || len(c.Rules) != 2 || len(c.Routes) != 3 {
 		t.Errorf("%d uplinks, %d rules, %d routes", len(c.Uplinks), len(c.Rules), len(c.Routes))
 	}
+	if len(c.RealServers) != 2 || len(c.Directors) != 2 || c.IPVS == nil {
+		t.Errorf("%d real servers, %d directors, %v", len(c.RealServers), len(c.Directors), c.IPVS)
+	}
 	if list := c.Uplinks[0].To[1]; len(list.IPv4) != 3 || len(list.IPv6) != 1 {
 		t.Errorf("list of the reference: %v", list)
 	}
@@ -163,15 +166,22 @@ func TestSettingsReferenceShowsTheDefaults(t *testing.T) {
 }
 
 func TestExamplesLoad(t *testing.T) {
-	for _, name := range []string{"two-providers", "management-and-service", "cloud-two-nics", "vpn-point-to-point", "ipv6-by-ra"} {
+	examples := map[string]struct{ uplinks, realServers, directors int }{
+		"two-providers": {uplinks: 2}, "management-and-service": {uplinks: 2}, "cloud-two-nics": {uplinks: 2},
+		"vpn-point-to-point": {uplinks: 2}, "ipv6-by-ra": {uplinks: 2},
+		"real-server-tun": {uplinks: 1, realServers: 1}, "real-server-dr": {realServers: 1}, "real-server-nat": {realServers: 1},
+		"director-tun": {uplinks: 1, directors: 1}, "director-dr": {directors: 1}, "director-nat": {uplinks: 1, directors: 1},
+	}
+	for name, want := range examples {
 		t.Run(name, func(t *testing.T) {
-			if c := loaded(t, "examples/"+name+".toml", name+".toml"); len(c.Uplinks) != 2 {
-				t.Errorf("%d uplinks", len(c.Uplinks))
+			c := loaded(t, "examples/"+name+".toml", name+".toml")
+			if len(c.Uplinks) != want.uplinks || len(c.RealServers) != want.realServers || len(c.Directors) != want.directors {
+				t.Errorf("%d uplinks, %d real servers, %d directors; want %+v", len(c.Uplinks), len(c.RealServers), len(c.Directors), want)
 			}
 		})
 	}
 	files, err := filepath.Glob("examples/*.toml")
-	if err != nil || len(files) != 5 {
+	if err != nil || len(files) != len(examples) {
 		t.Errorf("examples: %v, %v", files, err)
 	}
 }

@@ -31,6 +31,7 @@ type Exit struct {
 	Trouble string
 
 	profile   *profiles.Uplink
+	vips      []netip.Addr // of all roles: no source of anything else
 	link      state.Link
 	addresses []state.Address
 	networks  []state.Route // main's on this interface, those by the gateway left out
@@ -49,6 +50,7 @@ func host(a netip.Addr) netip.Prefix { return netip.PrefixFrom(a, a.BitLen()) }
 // exits works out every uplink in both families.
 func exits(c *profiles.Config, t Tables, f state.Facts) []*Exit {
 	var out []*Exit
+	vips := c.VIPs()
 	for i := range c.Uplinks {
 		u := &c.Uplinks[i]
 		table, _ := t.Number(u.Name)
@@ -56,7 +58,7 @@ func exits(c *profiles.Config, t Tables, f state.Facts) []*Exit {
 			if !u.Gateway.None && !u.Gateway.Auto && !given(u.Gateway, fam).IsValid() {
 				continue
 			}
-			e := &Exit{Uplink: u.Name, Family: fam, Interface: u.Interface, Table: table, profile: u}
+			e := &Exit{Uplink: u.Name, Family: fam, Interface: u.Interface, Table: table, profile: u, vips: vips}
 			e.look(f)
 			out = append(out, e)
 		}
@@ -250,7 +252,7 @@ func (e *Exit) coveredByMain(via netip.Addr, f state.Facts) bool {
 func (e *Exit) source(via netip.Addr) netip.Addr {
 	best, rank := netip.Addr{}, -1
 	for _, a := range e.addresses {
-		if a.Tentative || a.Deprecated || a.Temporary {
+		if a.Tentative || a.Deprecated || a.Temporary || slices.Contains(e.vips, a.Prefix.Addr()) {
 			continue
 		}
 		r := 0
@@ -275,6 +277,9 @@ func (e *Exit) surround(f state.Facts) {
 		hop, ok := r.Hops.Single()
 		if !ok || r.Family != e.Family || hop.Dev != e.Interface || r.Dst.Bits() == 0 {
 			continue
+		}
+		if r.Dst.IsSingleIP() && slices.Contains(e.vips, r.Dst.Addr()) {
+			continue // the kernel's, of an IPv6 VIP: no neighbour
 		}
 		if hop.Via.IsValid() && hop.Via == e.Gateway.Via {
 			continue // the default of this table says the same

@@ -13,6 +13,7 @@ import (
 	"testing"
 
 	"github.com/sisod/sisod/internal/state"
+	"github.com/sisod/sisod/lvs"
 	"github.com/sisod/sisod/profiles"
 	"github.com/sisod/sisod/routing"
 )
@@ -53,6 +54,7 @@ func moments(t *testing.T, dir string) []moment {
 	var out []moment
 	known := map[state.GatewayKey]netip.Addr{}
 	own := map[string]uint32{}
+	before := state.Observed{State: state.New()}
 	for _, file := range files {
 		f := parseFacts(t, file)
 		for k, v := range known {
@@ -65,6 +67,8 @@ func moments(t *testing.T, dir string) []moment {
 		}
 		tables := routing.Assign(c, f)
 		d, exits := routing.Desired(c, tables, f)
+		lvs.Add(&d, c, tables.ByName(), f, before)
+		before = observedFrom(d)
 		known = d.Known
 		for n := range d.Names {
 			own[n.Name] = n.Number
@@ -117,9 +121,12 @@ func TestDesiredAndPlansAreAsWritten(t *testing.T) {
 
 // observedFrom is what the kernel has after a desired state was applied.
 func observedFrom(d state.Desired) state.Observed {
-	o := state.Observed{State: d.State, Before: state.Before{Groups: map[string]uint32{}, Sysctls: map[string]string{}}}
+	o := state.Observed{State: d.State, Before: state.Before{Groups: map[string]uint32{}, Sysctls: map[string]string{}, Up: map[string]bool{}}}
 	for link := range d.Groups {
 		o.Before.Groups[link] = 0
+	}
+	for link := range d.Up {
+		o.Before.Up[link] = false
 	}
 	for path := range d.Sysctls {
 		o.Before.Sysctls[path] = "7"
@@ -219,6 +226,8 @@ func parseFacts(t *testing.T, file string) state.Facts {
 			f.Addresses = append(f.Addresses, a)
 		case "main":
 			f.Main = append(f.Main, route(w[1]))
+		case "ipvs":
+			f.IPVS.Missing = strings.Join(w[2:], " ")
 		case "stray":
 			f.Strays = map[string]state.Strays{after("dev"): {Count: int(number(after("count"))), First: route(w[1])}}
 		case "final":
@@ -229,7 +238,7 @@ func parseFacts(t *testing.T, file string) state.Facts {
 			}
 			f.Final = append(f.Final, r)
 		case "gateway":
-			g := state.LearnedGateway{Link: w[1], Family: state.IPv4, Source: strings.Join(w[3:], " ")}
+			g := state.LearnedGateway{Link: w[1], Family: state.IPv4, Source: strings.Join(w[3:], " "), Main: w[3] == "main"}
 			if w[2] != "none" {
 				g.Via = netip.MustParseAddr(w[2])
 				g.Family = familyOf(g.Via)

@@ -113,6 +113,11 @@ func (t *Tables) asked(c *profiles.Config) map[string]uint32 {
 			want(DefaultsTable, 0, u.Default.Pos)
 		}
 	}
+	for _, r := range c.RealServers {
+		if name := r.Table(); name != "" {
+			want(name, 0, r.Pos)
+		}
+	}
 	for _, r := range c.Routes {
 		if r.Table.Name != "" {
 			want(r.Table.Name, 0, r.Pos)
@@ -138,6 +143,9 @@ func (t Tables) Number(name string) (uint32, bool) {
 	n, ok := t.numbers[name]
 	return n, ok
 }
+
+// ByName maps the names to the numbers.
+func (t Tables) ByName() map[string]uint32 { return t.numbers }
 
 // Names spells every table that has a name here.
 func (t Tables) Names() state.Names { return t.spelled }

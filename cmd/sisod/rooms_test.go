@@ -18,6 +18,7 @@ var rooms = map[string]struct {
 	"profiles":             {nil, true},
 	"internal/state":       {nil, true},
 	"routing":              {[]string{"profiles", "internal/state"}, true},
+	"lvs":                  {[]string{"profiles", "internal/state"}, true},
 	"internal/kernel":      {[]string{"internal/state"}, false},
 	"internal/daemon":      {[]string{"profiles", "routing", "internal/kernel", "internal/state"}, false},
 	"internal/lab":         {nil, false},

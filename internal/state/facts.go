@@ -2,6 +2,7 @@ package state
 
 import (
 	"net/netip"
+	"time"
 )
 
 // Facts is what the host has and sisod does not decide. Everything is of one
@@ -34,6 +35,9 @@ type Facts struct {
 	ForeignRules []Rule
 	// ForeignRoutes are the routes of others in tables of sisod's.
 	ForeignRoutes []Route
+	IPVS          IPVSFacts
+	// Now is when the facts were read.
+	Now time.Time
 	// FoundGroups are the groups that links were in before sisod moved them, by
 	// name. A link that is not there is in a group of its owner's choice.
 	FoundGroups map[string]uint32
@@ -46,6 +50,7 @@ type Link struct {
 	Name         string
 	Index        int
 	Group        uint32
+	MTU          int  // bytes
 	Up           bool // IFF_UP: the administrator's wish
 	Carrier      bool // IFF_LOWER_UP
 	Loopback     bool
@@ -76,6 +81,8 @@ type LearnedGateway struct {
 	Family Family
 	Via    netip.Addr // zero Addr: point-to-point, the device is the way
 	OnLink bool
+	Main   bool   // main's default says so
+	Metric uint32 // of the route that says so; 0 from a lease
 	Source string // "main (dhcp)", "table 100 (static)", "lease of systemd-networkd"
 }
 
@@ -102,3 +109,19 @@ func (p Problem) String() string {
 	}
 	return s
 }
+
+// IPVSFacts is what the kernel's balancer has that is not sisod's to decide.
+type IPVSFacts struct {
+	// Missing is why there is no IPVS in this kernel, "" when there is.
+	Missing string
+	// Foreign are the services of others.
+	Foreign map[ServiceKey]Service
+	// Connections counts, for each destination of sisod's services, those that it has.
+	Connections map[DestinationKey]Connections
+	// Draining tells since when a destination takes no new connections because
+	// it was removed from a profile.
+	Draining map[DestinationKey]time.Time
+}
+
+// Connections are the counters of a destination.
+type Connections struct{ Active, Inactive, Persistent uint32 }

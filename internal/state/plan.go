@@ -5,6 +5,8 @@ import (
 	"maps"
 	"net/netip"
 	"slices"
+	"strings"
+	"time"
 )
 
 // Observed is what the kernel has now of what sisod owns.
@@ -19,6 +21,9 @@ type Observed struct {
 type Before struct {
 	Groups  map[string]uint32
 	Sysctls map[string]string
+	Up      map[string]bool
+	// Timeouts are nil while sisod has not changed them.
+	Timeouts *Timeouts
 }
 
 // Desired is what profiles and facts ask for.
@@ -30,6 +35,11 @@ type Desired struct {
 	Problems []Problem
 	// Known are the gateways in use, for the Facts.Known of a later pass.
 	Known map[GatewayKey]netip.Addr
+	// Draining are the destinations that take no new connections any more, and
+	// since when, for the IPVSFacts.Draining of a later pass.
+	Draining map[DestinationKey]time.Time
+	// Recheck is when another pass is due without any event; 0: never.
+	Recheck time.Duration
 }
 
 // Origin returns the profile's place for an object, or "".
@@ -82,15 +92,21 @@ func Diff(observed Observed, desired Desired) Plan {
 		}
 		p.Steps = append(p.Steps, s)
 	}
-	for t := range desired.Names {
-		if !observed.Names[t] {
-			step(Add, t)
-		}
-	}
-	for t := range observed.Names {
-		if !desired.Names[t] {
-			step(Delete, t)
-		}
+	diffSets(observed.Names, desired.Names, step)
+	diffSets(observed.Devices, desired.Devices, step)
+	diffSets(observed.VIPs, desired.VIPs, step)
+	diffSets(observed.Rules, desired.Rules, step)
+	diffKeyed(observed.Services, desired.Services, step)
+	diffKeyed(observed.Syncs, desired.Syncs, step)
+	diffKeyed(observed.Destinations, desired.Destinations, step)
+	diffValues(observed.Up, desired.Up, observed.Before.Up, func(op Op, link string, up bool) {
+		step(op, LinkUp{link, up})
+	})
+	switch {
+	case desired.Timeouts != (Timeouts{}) && observed.Timeouts != desired.Timeouts.over(observed.Timeouts):
+		step(Replace, desired.Timeouts)
+	case desired.Timeouts == (Timeouts{}) && observed.Before.Timeouts != nil:
+		step(Restore, *observed.Before.Timeouts)
 	}
 	diffValues(observed.Groups, desired.Groups, observed.Before.Groups, func(op Op, link string, group uint32) {
 		step(op, LinkGroup{link, group})
@@ -105,18 +121,46 @@ func Diff(observed Observed, desired Desired) Plan {
 	for _, s := range remove.Sets() {
 		step(Delete, s)
 	}
-	for r := range desired.Rules {
-		if !observed.Rules[r] {
-			step(Add, r)
-		}
-	}
-	for r := range observed.Rules {
-		if !desired.Rules[r] {
-			step(Delete, r)
-		}
-	}
 	slices.SortStableFunc(p.Steps, compareSteps)
 	return p
+}
+
+// diffSets compares objects that are there or not.
+func diffSets[O interface {
+	comparable
+	Object
+}](observed, desired map[O]bool, step func(Op, Object)) {
+	for o := range desired {
+		if !observed[o] {
+			step(Add, o)
+		}
+	}
+	for o := range observed {
+		if !desired[o] {
+			step(Delete, o)
+		}
+	}
+}
+
+// diffKeyed compares objects that are changed in place.
+func diffKeyed[K comparable, O interface {
+	comparable
+	Object
+}](observed, desired map[K]O, step func(Op, Object)) {
+	for key, want := range desired {
+		have, there := observed[key]
+		switch {
+		case !there:
+			step(Add, want)
+		case have != want:
+			step(Replace, want)
+		}
+	}
+	for key, have := range observed {
+		if _, wanted := desired[key]; !wanted {
+			step(Delete, have)
+		}
+	}
 }
 
 // diffValues compares objects that are one value each, and gives back what is
@@ -157,6 +201,9 @@ func compareObjects(a, b Object) int {
 		return cmp.Or(cmp.Compare(a.gateways(), b.gateways()), compareSets(a, b))
 	case Rule:
 		return CompareRules(a, b.(Rule))
+	case Sysctl:
+		// accept_ra before forwarding, which would take learned gateways away.
+		return cmp.Or(cmp.Compare(a.rank(), b.(Sysctl).rank()), strings.Compare(a.Path, b.(Sysctl).Path))
 	}
 	return cmp.Compare(a.Spell(nil), b.Spell(nil))
 }

@@ -59,6 +59,14 @@ type State struct {
 	Sysctls map[string]string // path below /proc/sys to value
 	Routes  Routes
 	Rules   map[Rule]bool
+
+	Devices      map[Device]bool
+	Up           map[string]bool // link name to IFF_UP
+	VIPs         map[VIP]bool
+	Services     map[ServiceKey]Service
+	Destinations map[DestinationKey]Destination
+	Timeouts     Timeouts            // the zero value: left alone
+	Syncs        map[bool]SyncDaemon // by Master
 }
 
 // New returns an empty state.
@@ -69,6 +77,13 @@ func New() State {
 		Sysctls: map[string]string{},
 		Routes:  Routes{},
 		Rules:   map[Rule]bool{},
+
+		Devices:      map[Device]bool{},
+		Up:           map[string]bool{},
+		VIPs:         map[VIP]bool{},
+		Services:     map[ServiceKey]Service{},
+		Destinations: map[DestinationKey]Destination{},
+		Syncs:        map[bool]SyncDaemon{},
 	}
 }
 
@@ -103,13 +118,23 @@ type Kind uint8
 // The kinds, in the order of the table in order.go.
 const (
 	KindTableName Kind = iota
+	KindDevice
 	KindLinkGroup
 	KindSysctl
+	KindLinkUp
+	KindVIP
 	KindRoute
 	KindRule
+	KindTimeouts
+	KindSyncDaemon
+	KindService
+	KindDestination
 )
 
-var kindNames = [...]string{"table name", "link group", "sysctl", "route", "rule"}
+var kindNames = [...]string{
+	"table name", "device", "link group", "sysctl", "link", "address", "route", "rule",
+	"ipvs timeouts", "ipvs sync", "service", "destination",
+}
 
 // String names the kind as messages and the JSON of a plan do.
 func (k Kind) String() string { return kindNames[k] }

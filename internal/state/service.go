@@ -1,0 +1,118 @@
+package state
+
+import (
+	"fmt"
+	"net/netip"
+	"strings"
+	"time"
+)
+
+// Transport is an IP protocol number of a service.
+type Transport uint8
+
+// The transports that IPVS balances.
+const (
+	TCP  Transport = 6
+	UDP  Transport = 17
+	SCTP Transport = 132
+)
+
+// ServiceKey is the identity of a service in the kernel
+// (net/netfilter/ipvs/ip_vs_ctl.c, ip_vs_service_find).
+type ServiceKey struct {
+	Family   Family
+	Protocol Transport  // 0 with Mark
+	Addr     netip.Addr // zero Addr with Mark
+	Port     uint16     // 0: every port
+	Mark     uint32     // 0: by address
+}
+
+// Option is what ipvsadm writes for the key.
+func (k ServiceKey) Option() string {
+	if k.Mark != 0 {
+		if k.Family == IPv6 {
+			return fmt.Sprintf("-f %d -6", k.Mark)
+		}
+		return fmt.Sprintf("-f %d", k.Mark)
+	}
+	return map[Transport]string{TCP: "-t ", UDP: "-u ", SCTP: "--sctp-service "}[k.Protocol] + netip.AddrPortFrom(k.Addr, k.Port).String()
+}
+
+// Flags of a service (linux/ip_vs.h, IP_VS_SVC_F_*). Hashed (0x2) is the
+// kernel's own and never part of a Service.
+const (
+	ServicePersistent = 0x1
+	ServiceOnePacket  = 0x4
+	ServiceSched1     = 0x8  // sh-fallback, mh-fallback
+	ServiceSched2     = 0x10 // sh-port, mh-port
+	ServiceSched3     = 0x20 // no scheduler's so far
+)
+
+// Service is an IPVS virtual service.
+type Service struct {
+	ServiceKey
+	Scheduler string
+	Flags     uint32
+	Timeout   time.Duration // of persistence, whole seconds
+	Netmask   int           // prefix length of persistence; the family's length: whole addresses
+}
+
+// Kind is KindService.
+func (Service) Kind() Kind { return KindService }
+
+// String is the service as ipvsadm -Sn prints it, without the leading -A.
+func (s Service) String() string {
+	var b strings.Builder
+	fmt.Fprintf(&b, "%s -s %s", s.Option(), s.Scheduler)
+	if s.Flags&ServicePersistent != 0 {
+		fmt.Fprintf(&b, " -p %d", s.Timeout/time.Second)
+		if s.Netmask != s.Family.Bits() {
+			if s.Family == IPv6 {
+				fmt.Fprintf(&b, " -M %d", s.Netmask)
+			} else {
+				fmt.Fprintf(&b, " -M %s", dottedMask(s.Netmask))
+			}
+		}
+	}
+	if s.Flags&ServiceOnePacket != 0 {
+		b.WriteString(" -o")
+	}
+	if flags := schedulerFlags(s.Scheduler, s.Flags); flags != "" {
+		b.WriteString(" -b " + flags)
+	}
+	return b.String()
+}
+
+func dottedMask(bits int) string {
+	m := ^uint32(0) << (32 - bits)
+	return netip.AddrFrom4([4]byte{byte(m >> 24), byte(m >> 16), byte(m >> 8), byte(m)}).String()
+}
+
+// schedulerFlags spells the scheduler's own flags as ipvsadm does.
+func schedulerFlags(scheduler string, flags uint32) string {
+	names := [...]string{"flag-1", "flag-2", "flag-3"}
+	if scheduler == "sh" || scheduler == "mh" {
+		names = [...]string{scheduler + "-fallback", scheduler + "-port", ""}
+	}
+	var words []string
+	for i, bit := range [...]uint32{ServiceSched1, ServiceSched2, ServiceSched3} {
+		if flags&bit != 0 && names[i] != "" {
+			words = append(words, names[i])
+		}
+	}
+	return strings.Join(words, ",")
+}
+
+// Spell is String.
+func (s Service) Spell(Names) string { return s.String() }
+
+// Commands is one ipvsadm. A change is made in place: it keeps every connection.
+func (s Service) Commands(op Op, _ Names) []string {
+	switch op {
+	case Delete:
+		return []string{"ipvsadm -D " + s.Option()}
+	case Replace:
+		return []string{"ipvsadm -E " + s.String()}
+	}
+	return []string{"ipvsadm -A " + s.String()}
+}

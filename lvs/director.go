@@ -1,0 +1,250 @@
+package lvs
+
+import (
+	"fmt"
+	"net/netip"
+	"slices"
+	"time"
+
+	"github.com/sisod/sisod/internal/state"
+	"github.com/sisod/sisod/profiles"
+)
+
+// Paths of sysctls that are not an interface's.
+const (
+	ipForward   = "net/ipv4/ip_forward"
+	vsConntrack = "net/ipv4/vs/conntrack"
+	vsReroute   = "net/ipv4/vs/snat_reroute"
+	vsQuiescent = "net/ipv4/vs/expire_quiescent_template"
+)
+
+// director adds one [director.NAME].
+func (b *builder) director(d *profiles.Director) {
+	b.directorVIPs(d)
+	if why := b.facts.IPVS.Missing; why != "" {
+		b.problem("director "+d.Name, d.Pos, "this kernel has no IPVS: %s; install the kernel's module ip_vs (Debian: linux-image-amd64, not -cloud)", why)
+		return
+	}
+	b.directorSysctls(d)
+	if d.FWMark != 0 {
+		for _, f := range state.Families {
+			if f == state.IPv4 && d.Family.IPv4 || f == state.IPv6 && d.Family.IPv6 {
+				b.service(d, state.ServiceKey{Family: f, Mark: d.FWMark}, d.Pos)
+			}
+		}
+	}
+	for _, v := range d.VIPs {
+		for _, p := range d.Services {
+			b.service(d, state.ServiceKey{Family: family(v.Value), Protocol: transport(p.Protocol), Addr: v.Value, Port: p.Number}, p.Pos)
+		}
+	}
+}
+
+// directorVIPs puts the VIPs on their interface, and leads their replies by
+// their uplink: under a strict filter a client whose way back is another
+// uplink would be dropped without a source rule.
+func (b *builder) directorVIPs(d *profiles.Director) {
+	for _, v := range d.VIPs {
+		if d.Interface != "" {
+			if l, ok := b.link(d.Interface); !ok || !l.Up {
+				b.problem("director "+d.Name, v.Pos, "interface %s for the VIP %s is %s", d.Interface, v.Value, map[bool]string{false: "not there", true: "down"}[ok])
+			} else {
+				b.vip(d.Interface, v.Value, v.Pos.Short())
+			}
+		}
+		uplink := d.Uplink.Value
+		for _, u := range b.config.Uplinks {
+			if uplink == "" && d.Interface != "" && u.Interface == d.Interface {
+				uplink = u.Name
+			}
+		}
+		if table := b.tables[uplink]; uplink != "" && b.active(table, family(v.Value)) {
+			b.fromVIP(v.Value, table, v.Pos.Short())
+		}
+	}
+}
+
+// directorSysctls sets what a mode needs of the host, and nothing else.
+func (b *builder) directorSysctls(d *profiles.Director) {
+	origin := d.Pos.Short()
+	if d.Persistence > 0 {
+		b.sysctl(vsQuiescent, "1", origin)
+	}
+	if d.Mode != profiles.NAT {
+		return
+	}
+	// Masquerading after IPVS matches nothing without its connections in conntrack.
+	b.sysctl(vsConntrack, "1", origin)
+	b.sysctl(vsReroute, "1", origin)
+	for _, r := range d.RealServers {
+		link, _ := b.towards(r.Address)
+		if r.Address.Is4() {
+			b.sysctl(ipForward, "1", origin)
+			// The kernel does this with the line above; said here, what was found
+			// comes back (net/ipv4/devinet.c, inet_forward_change).
+			b.sysctl(conf(state.IPv4, "all", "accept_redirects"), "0", origin)
+			// A redirect would tell a real server the client's own address.
+			b.sysctl(conf(state.IPv4, "all", "send_redirects"), "0", origin)
+			if link != "" {
+				b.sysctl(conf(state.IPv4, link, "send_redirects"), "0", origin)
+			}
+			continue
+		}
+		for _, g := range b.facts.Gateways {
+			// Forwarding takes gateways of router advertisements away, unless told.
+			if g.Family == state.IPv6 && g.Via.IsLinkLocalUnicast() {
+				b.sysctl(conf(state.IPv6, g.Link, "accept_ra"), "2", origin)
+			}
+		}
+		b.sysctl(conf(state.IPv6, "all", "forwarding"), "1", origin)
+	}
+}
+
+// service adds a service and its destinations.
+func (b *builder) service(d *profiles.Director, key state.ServiceKey, pos profiles.Position) {
+	if foreign, taken := b.facts.IPVS.Foreign[key]; taken {
+		b.problem("director "+d.Name, pos, "the service %s is there already and somebody else's (%s); it is left alone: remove it, or take it out of the profile", key.Option(), foreign)
+		return
+	}
+	s := state.Service{ServiceKey: key, Scheduler: d.Scheduler, Netmask: key.Family.Bits()}
+	if d.Persistence > 0 {
+		s.Flags |= state.ServicePersistent
+		s.Timeout = d.Persistence
+		if d.Netmask != 0 {
+			s.Netmask = d.Netmask
+		}
+	}
+	if d.OnePacket {
+		s.Flags |= state.ServiceOnePacket
+	}
+	for _, f := range d.Flags {
+		s.Flags |= map[string]uint32{"fallback": state.ServiceSched1, "port": state.ServiceSched2}[f]
+	}
+	b.Services[key] = s
+	b.Origins[s] = pos.Short()
+	// A host that is listed by both its addresses, for VIPs of both families, is
+	// not to be counted twice.
+	ownFamily := slices.ContainsFunc(d.VIPs, func(v profiles.At[netip.Addr]) bool { return family(v.Value) != key.Family }) &&
+		slices.ContainsFunc(d.RealServers, func(r profiles.Backend) bool { return family(r.Address) == key.Family })
+	for _, r := range d.RealServers {
+		if family(r.Address) != key.Family && (d.Mode != profiles.Tun || ownFamily) {
+			continue
+		}
+		dest := state.Destination{
+			DestinationKey: state.DestinationKey{Service: key, Addr: r.Address, Port: r.Port},
+			Forward:        map[profiles.Forwarding]state.Forward{profiles.NAT: state.Masquerade, profiles.DR: state.DirectTo, profiles.Tun: state.TunnelTo}[d.Mode],
+			Weight:         r.Weight, Upper: r.Upper, Lower: r.Lower,
+		}
+		if dest.Port == 0 {
+			dest.Port = key.Port
+		}
+		if d.Mode == profiles.Tun {
+			dest.TunnelType = map[string]state.TunnelType{"gue": state.TunnelGUE, "gre": state.TunnelGRE}[d.Tunnel.Kind]
+			dest.TunnelPort = d.Tunnel.Port
+		}
+		b.Destinations[dest.DestinationKey] = dest
+		b.Origins[dest] = r.Pos.Short()
+	}
+}
+
+// drainLimit is how long a destination of a director that is gone may keep its
+// connections.
+const drainLimit = time.Minute
+
+// drainInterval is how often a draining destination is looked at.
+const drainInterval = time.Second
+
+// drain keeps destinations that were removed from the profiles until their
+// connections are over: at weight 0 they take no new ones. Deleting them at
+// once would cut those that they have.
+func (b *builder) drain() {
+	if b.facts.IPVS.Missing != "" {
+		return
+	}
+	limits := map[state.ServiceKey]time.Duration{}
+	for i := range b.config.Directors {
+		d := &b.config.Directors[i]
+		for key := range b.Services {
+			if key.Mark == d.FWMark && d.FWMark != 0 || slices.ContainsFunc(d.VIPs, func(v profiles.At[netip.Addr]) bool { return v.Value == key.Addr }) {
+				limits[key] = d.Drain
+			}
+		}
+	}
+	for key, have := range b.observed.Destinations {
+		if _, wanted := b.Destinations[key]; wanted {
+			continue
+		}
+		limit, ok := limits[key.Service]
+		if !ok {
+			limit = drainLimit
+		}
+		since, begun := b.facts.IPVS.Draining[key]
+		if !begun {
+			since = b.facts.Now
+		}
+		count := b.facts.IPVS.Connections[key]
+		left := since.Add(limit).Sub(b.facts.Now)
+		idle := count.Active == 0 && (key.Service.Protocol == state.TCP || count.Inactive == 0)
+		if left <= 0 || begun && idle {
+			continue
+		}
+		have.Weight = 0
+		b.Destinations[key] = have
+		b.Draining[key] = since
+		if _, there := b.Services[key.Service]; !there {
+			b.Services[key.Service] = b.observed.Services[key.Service]
+		}
+		b.keepFor(key.Service.Addr)
+		b.later(min(left, drainInterval))
+		if begun {
+			b.Problems = append(b.Problems, state.Problem{
+				Subject: "service " + key.Service.Option(),
+				Text: fmt.Sprintf("real server %s was removed and drains: %d active connections, %s left",
+					netip.AddrPortFrom(key.Addr, key.Port), count.Active, left.Round(time.Second)),
+			})
+		}
+	}
+}
+
+// keepFor keeps what the connections of a draining service stand on: its VIP,
+// and the sysctls of its mode.
+func (b *builder) keepFor(vip netip.Addr) {
+	for v := range b.observed.VIPs {
+		if v.Addr == vip {
+			b.VIPs[v] = true
+		}
+	}
+	for path := range b.observed.Before.Sysctls {
+		if _, wanted := b.Sysctls[path]; !wanted {
+			b.Sysctls[path] = b.observed.Sysctls[path]
+		}
+	}
+}
+
+// host adds what a host has once.
+func (b *builder) host() {
+	v := b.config.IPVS
+	if v == nil {
+		return
+	}
+	if why := b.facts.IPVS.Missing; why != "" {
+		b.problem("ipvs", v.Pos, "this kernel has no IPVS: %s", why)
+		return
+	}
+	b.Timeouts = state.Timeouts{TCP: v.TCP, TCPFin: v.TCPFin, UDP: v.UDP}
+	b.Origins[b.Timeouts] = v.Pos.Short()
+	if v.Sync == nil {
+		return
+	}
+	if _, ok := b.link(v.Sync.Interface); !ok {
+		b.problem("ipvs", v.Sync.Pos, "interface %s of the connection synchronisation is not there", v.Sync.Interface)
+		return
+	}
+	for _, role := range []struct{ asked, master bool }{{v.Sync.Master, true}, {v.Sync.Backup, false}} {
+		if role.asked {
+			s := state.SyncDaemon{Master: role.master, Link: v.Sync.Interface, ID: v.Sync.ID}
+			b.Syncs[role.master] = s
+			b.Origins[s] = v.Sync.Pos.Short()
+		}
+	}
+}
