@@ -17,9 +17,10 @@ const stopped = "stopped"
 // Apply carries out the steps of a plan in their order and returns what became
 // of each, in the same order. report, which may be nil, is told of every step
 // as soon as its outcome is known. A step that fails keeps no other from being
-// tried, with two exceptions that keep packets out of an unfinished table: a
-// rule waits when a route of the table it looks up could not be written, and a
-// route stays when a rule to its table could not be deleted. After the end of
+// tried, with three exceptions: a rule waits when a route of the table it looks
+// up could not be written, and a route stays when a rule to its table could not
+// be deleted, which keeps packets out of an unfinished table; and a destination
+// waits for its service. After the end of
 // ctx what was sent is completed and the rest is held. An empty plan sends
 // nothing.
 func (h *Host) Apply(ctx context.Context, p state.Plan, report func(Outcome)) []Outcome {
@@ -29,7 +30,7 @@ func (h *Host) Apply(ctx context.Context, p state.Plan, report func(Outcome)) []
 	a := &application{
 		host: h, plan: p, report: report,
 		outcomes:  make([]Outcome, len(p.Steps)),
-		unwritten: map[tableKey]bool{}, undeleted: map[tableKey]bool{},
+		unwritten: map[tableKey]bool{}, undeleted: map[tableKey]bool{}, unserved: map[state.ServiceKey]bool{},
 		order: h.ruleOrders(),
 	}
 	for start := 0; start < len(p.Steps); {
@@ -63,6 +64,8 @@ type application struct {
 	unwritten map[tableKey]bool
 	// undeleted are tables that a rule still leads to against the plan.
 	undeleted map[tableKey]bool
+	// unserved are services that could not be added.
+	unserved map[state.ServiceKey]bool
 	// order is nil when the rules are not known as they are now.
 	order map[state.Family]*ruleOrder
 }
@@ -102,6 +105,25 @@ func (a *application) run(ctx context.Context, start, end int) {
 	case state.KindSysctl:
 		a.host.stale |= PartValues
 		errs = a.host.applySysctls(steps)
+	case state.KindDevice:
+		a.host.stale |= PartLinks | PartValues
+		errs = a.host.applyDevices(steps)
+	case state.KindLinkUp:
+		a.host.stale |= PartLinks | PartValues
+		errs = a.host.applyLinkUps(steps)
+	case state.KindVIP:
+		a.host.stale |= PartLinks | PartValues
+		errs = a.host.applyVIPs(steps)
+	case state.KindTimeouts:
+		a.host.stale |= PartIPVS
+		errs = a.host.applyTimeouts(steps)
+	case state.KindSyncDaemon:
+		a.host.stale |= PartIPVS
+		errs = a.host.applySyncDaemons(steps)
+	case state.KindService, state.KindDestination:
+		a.host.stale |= PartIPVS
+		a.balance(ctx, start, end)
+		return
 	}
 	for i, err := range errs {
 		a.settle(start+i, "", err)

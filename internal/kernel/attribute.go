@@ -131,3 +131,6 @@ func (a *attributes) addr() netip.Addr {
 	}
 	return addr
 }
+
+// appendNative32 appends a field of a header.
+func appendNative32(b []byte, v uint32) []byte { return binary.NativeEndian.AppendUint32(b, v) }

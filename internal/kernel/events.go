@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"net/netip"
 	"os"
 	"sync"
 	"syscall"
@@ -64,12 +65,14 @@ type Events struct {
 // happened before is no event: Read after Listen. The stream ends when ctx is
 // done, or with Close; a Host has one stream at a time.
 //
-// Changes made through h itself are not events, those of a second sisod are.
+// Changes made through h itself are not events, those of a second sisod are. A
+// link that h makes or brings up is one all the same: much changes with it that
+// nobody asked for.
 func (h *Host) Listen(ctx context.Context) (*Events, error) {
 	e := &Events{
 		c: make(chan Event, 16), done: make(chan struct{}), log: h.options.Log,
 		own:  map[uint32]bool{h.conn.portID(): true},
-		last: baseline{ownGroups: echoes[int, uint32]{}, ownValues: echoes[netconfKey, int32]{}},
+		last: baseline{ownGroups: echoes[int, uint32]{}, ownValues: echoes[netconfKey, int32]{}, ownVIPs: echoes[seenAddress, bool]{}},
 	}
 	if err := e.open(h.options.EventBuffer); err != nil {
 		return nil, fmt.Errorf("listen to kernel events: %w", err)
@@ -306,6 +309,15 @@ func (e *Events) expectValue(key netconfKey, value int32) (failed func()) {
 		return func() {}
 	}
 	return expect(e, e.last.ownValues, key, value)
+}
+
+// expectVIP tells that an IPv6 address is about to be added or deleted by the
+// host that is listening itself. The result takes it back. A nil e does nothing.
+func (e *Events) expectVIP(index int, addr netip.Addr, there bool) (failed func()) {
+	if e == nil {
+		return func() {}
+	}
+	return expect(e, e.last.ownVIPs, seenAddress{index: index, prefix: netip.PrefixFrom(addr, addr.BitLen())}, there)
 }
 
 func expect[K comparable, V comparable](e *Events, own echoes[K, V], key K, value V) (failed func()) {

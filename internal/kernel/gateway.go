@@ -41,7 +41,6 @@ func hostProtocol(p uint8) bool { return slices.Contains(hostProtocols[:], p) }
 // candidate is a learned gateway with what ranks it.
 type candidate struct {
 	state.LearnedGateway
-	metric     uint32
 	preference int // of the router that advertised itself: 1 high, 0 medium, -1 low (RFC 4191)
 	table      uint32
 }
@@ -188,10 +187,10 @@ func (h *Host) candidates(r observedRoute, index int, link string) []candidate {
 		found = append(found, candidate{
 			LearnedGateway: state.LearnedGateway{
 				Link: link, Family: r.Family, Via: hop.Via, OnLink: hop.OnLink,
+				Main: r.Table == state.TableMain, Metric: r.Metric,
 				Source: fmt.Sprintf("%s (%s)", table, protocolName(r.Protocol)),
 			},
-			metric: r.Metric,
-			table:  r.Table,
+			table: r.Table,
 		})
 	}
 	return found
@@ -239,7 +238,7 @@ func (h *Host) preferRouters(index int, defaults []candidate) error {
 // best ranks candidates as the kernel would choose, without repetitions.
 func best(found []candidate) []state.LearnedGateway {
 	slices.SortStableFunc(found, func(a, b candidate) int {
-		return cmp.Or(cmp.Compare(a.metric, b.metric), cmp.Compare(b.preference, a.preference), cmp.Compare(a.table, b.table))
+		return cmp.Or(cmp.Compare(a.Metric, b.Metric), cmp.Compare(b.preference, a.preference), cmp.Compare(a.table, b.table))
 	})
 	var ranked []state.LearnedGateway
 	for _, c := range found {

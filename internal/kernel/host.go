@@ -29,6 +29,7 @@ type Options struct {
 type Host struct {
 	options Options
 	conn    *conn // rules and routes
+	generic *conn // IPVS, and receivers of encapsulated packets
 	links   *links
 	ledger  *ledger
 	cached  Snapshot
@@ -38,6 +39,8 @@ type Host struct {
 	// order holds sisod's rules as the kernel goes through them, as of the last
 	// read of PartRules.
 	order map[state.Family]ruleOrder
+	// seenIPVS is IPVS as of the last read of PartIPVS.
+	seenIPVS seenIPVS
 	// mains holds what was learned of main's routes, by interface, and expired
 	// the interfaces of which it has to be learned again.
 	mains   map[string]mainOfLink
@@ -62,7 +65,12 @@ func Open(o Options) (*Host, error) {
 	if h.conn, err = openConn(unix.NETLINK_ROUTE); err != nil {
 		return nil, fmt.Errorf("open host: %w", err)
 	}
+	if h.generic, err = openConn(unix.NETLINK_GENERIC); err != nil {
+		h.conn.close()
+		return nil, fmt.Errorf("open host: %w", err)
+	}
 	if h.links, err = openLinks(); err != nil {
+		h.generic.close()
 		h.conn.close()
 		return nil, fmt.Errorf("open host: %w", err)
 	}
@@ -73,6 +81,7 @@ func Open(o Options) (*Host, error) {
 // Close ends the use of the kernel. What was applied stays.
 func (h *Host) Close() {
 	h.links.close()
+	h.generic.close()
 	h.conn.close()
 }
 
@@ -85,8 +94,9 @@ const (
 	PartMain                      // routes of others: main's, learned gateways, leases
 	PartRoutes                    // routes in sisod's tables
 	PartRules                     // rules, own and foreign
-	PartValues                    // sysctls, ledger
+	PartValues                    // sysctls, devices, VIPs, up-states, ledger
 	PartNames                     // rt_tables
+	PartIPVS                      // services, destinations, timeouts and sync daemons of IPVS
 	PartExpired                   // of PartMain, what is on the interfaces named to Expire
 	AllParts    Parts = 1<<iota - 1
 )
@@ -100,8 +110,14 @@ type Query struct {
 	// Named are the families of interfaces whose gateway is known from elsewhere:
 	// it is not looked for beyond main and the leases.
 	Named []LinkFamily
+	// Everywhere learns main's routes of all links that are up, not of Interfaces
+	// alone.
+	Everywhere bool
 	// Sweep looks for routes of sisod's in every table of the kernel, not only in Tables.
 	Sweep bool
+	// IPVS asks for the kernel's balancer, which loads it. What is sisod's in it
+	// is read in any case.
+	IPVS bool
 }
 
 // LinkFamily is one address family of an interface.

@@ -43,6 +43,7 @@ type ledger struct {
 	stamp   stamp
 	dirty   bool
 	told    map[any]bool // entries whose loss was logged
+	absent  map[any]bool // entries whose object was seen to be gone
 	// elsewhere: the file is another network namespace's of this boot.
 	elsewhere bool
 }
@@ -59,6 +60,7 @@ type page struct {
 	Sysctls []sysctlEntry `json:"sysctls,omitempty"`
 	Groups  []groupEntry  `json:"link_groups,omitempty"`
 	Known   []knownEntry  `json:"known_gateways,omitempty"`
+	roles
 }
 
 // sysctlPlace names a sysctl so that a rename of its link does not matter:
@@ -115,7 +117,7 @@ func openLedger(dir string, log *slog.Logger) (*ledger, error) {
 	if log == nil {
 		log = slog.New(slog.DiscardHandler)
 	}
-	g := &ledger{path: filepath.Join(dir, ledgerFile), log: log, told: map[any]bool{}}
+	g := &ledger{path: filepath.Join(dir, ledgerFile), log: log, told: map[any]bool{}, absent: map[any]bool{}}
 	boot, err := os.ReadFile("/proc/sys/kernel/random/boot_id")
 	if err != nil {
 		return nil, fmt.Errorf("read boot id: %w", err)
@@ -163,6 +165,7 @@ func (g *ledger) refresh() error {
 		return nil
 	}
 	g.page, g.written, g.stamp, g.elsewhere = page{origin: g.here}, nil, now, false
+	clear(g.absent)
 	if now == (stamp{}) {
 		return nil
 	}
@@ -234,6 +237,7 @@ func (g *ledger) save() error {
 		return cmp.Or(strings.Compare(a.Path, b.Path), a.Link-b.Link)
 	})
 	slices.SortFunc(g.page.Groups, func(a, b groupEntry) int { return a.Link - b.Link })
+	g.tidy()
 	content, err := json.MarshalIndent(g.page, "", "  ")
 	if err != nil {
 		return fmt.Errorf("write ledger: %w", err)
@@ -268,7 +272,7 @@ func (g *ledger) reload() {
 // them. What somebody else has changed since is theirs.
 func (g *ledger) before(l *links) state.Before {
 	g.reload()
-	b := state.Before{Groups: map[string]uint32{}, Sysctls: map[string]string{}}
+	b := state.Before{Groups: map[string]uint32{}, Sysctls: map[string]string{}, Up: g.upBefore(l)}
 	for _, link := range l.all() {
 		i := g.groupAt(link.Index)
 		if i < 0 {

@@ -77,6 +77,7 @@ func (l *links) take(found []netlink.Link, addresses []netlink.Addr) error {
 			Name:         a.Name,
 			Index:        a.Index,
 			Group:        a.Group,
+			MTU:          a.MTU,
 			Up:           a.RawFlags&unix.IFF_UP != 0,
 			Carrier:      a.RawFlags&unix.IFF_LOWER_UP != 0,
 			Loopback:     a.RawFlags&unix.IFF_LOOPBACK != 0,

@@ -77,7 +77,7 @@ func (h *Host) readMain() error {
 		sisods[number] = true
 	}
 	mains := map[string]mainOfLink{}
-	for _, link := range h.query.Interfaces {
+	for _, link := range h.followed() {
 		m, known := h.mains[link]
 		if !known || h.expired[link] {
 			if m, err = h.learnGateways(link, sisods); err != nil {
@@ -97,7 +97,7 @@ func (h *Host) readMain() error {
 	h.mains, h.expired = mains, nil
 	f := &h.cached.Facts
 	f.Gateways, f.Main, f.MainSkipped = nil, nil, map[string]int{}
-	for _, link := range h.query.Interfaces {
+	for _, link := range h.followed() {
 		m := mains[link]
 		f.Gateways = append(f.Gateways, m.gateways...)
 		f.Main = append(f.Main, m.routes...)
@@ -107,6 +107,19 @@ func (h *Host) readMain() error {
 	}
 	h.stale &^= PartMain | PartExpired
 	return nil
+}
+
+// followed are the interfaces whose routes in main are learned.
+func (h *Host) followed() []string {
+	links := slices.Clone(h.query.Interfaces)
+	if h.query.Everywhere {
+		for _, l := range h.links.all() {
+			if l.Up && !l.Loopback && !slices.Contains(links, l.Name) {
+				links = append(links, l.Name)
+			}
+		}
+	}
+	return links
 }
 
 // learnGateways looks for the ways out of an interface that others told the

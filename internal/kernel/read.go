@@ -6,6 +6,7 @@ import (
 	"maps"
 	"net/netip"
 	"slices"
+	"time"
 
 	"github.com/sisod/sisod/internal/state"
 )
@@ -18,7 +19,7 @@ func (h *Host) Read(ctx context.Context, q Query, parts Parts) (Snapshot, error)
 	h.stale |= parts | h.asked(q)
 	h.query = Query{
 		Interfaces: slices.Clone(q.Interfaces), Tables: slices.Clone(q.Tables), Sysctls: slices.Clone(q.Sysctls),
-		Window: q.Window, Named: slices.Clone(q.Named), Sweep: q.Sweep,
+		Window: q.Window, Named: slices.Clone(q.Named), Everywhere: q.Everywhere, Sweep: q.Sweep, IPVS: q.IPVS,
 	}
 	h.unnamed = map[int]bool{}
 	for range readPasses {
@@ -29,6 +30,7 @@ func (h *Host) Read(ctx context.Context, q Query, parts Parts) (Snapshot, error)
 			break
 		}
 	}
+	h.cached.Facts.Now = time.Now()
 	return h.cached, nil
 }
 
@@ -64,6 +66,7 @@ func (h *Host) readStale(ctx context.Context) error {
 		{PartRoutes, h.readRoutes},
 		{PartMain | PartExpired, h.readMain},
 		{PartValues, h.readValues},
+		{PartIPVS, h.readIPVS},
 	} {
 		if h.stale&r.part == 0 {
 			continue
@@ -100,6 +103,12 @@ func (h *Host) asked(q Query) Parts {
 	}
 	if !slices.Equal(q.Sysctls, h.query.Sysctls) {
 		parts |= PartValues
+	}
+	if q.Everywhere != h.query.Everywhere {
+		parts |= PartMain
+	}
+	if q.IPVS != h.query.IPVS {
+		parts |= PartIPVS
 	}
 	if q.Window != h.query.Window {
 		parts |= PartRules
@@ -274,6 +283,16 @@ func (h *Host) readTable(filter routeFilter) (own state.Routes, foreign []state.
 
 func (h *Host) readValues() error {
 	before := h.ledger.before(h.links)
+	before.Timeouts = h.cached.Observed.Before.Timeouts
+	devices, err := h.readDevices()
+	if err != nil {
+		return err
+	}
+	h.cached.Observed.Devices, h.cached.Observed.VIPs = devices, h.ledger.vips(h.links)
+	h.cached.Observed.Up = map[string]bool{}
+	for _, l := range h.cached.Facts.Links {
+		h.cached.Observed.Up[l.Name] = l.Up
+	}
 	values := h.readSysctls(h.query.Sysctls)
 	groups := map[string]uint32{}
 	for _, l := range h.cached.Facts.Links {

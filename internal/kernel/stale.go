@@ -23,6 +23,7 @@ type baseline struct {
 	tables     map[uint32]bool
 	ownGroups  echoes[int, uint32]
 	ownValues  echoes[netconfKey, int32]
+	ownVIPs    echoes[seenAddress, bool] // of IPv6: added or deleted
 }
 
 // echoes are the kernel's announcements, still to come, of what this process
@@ -103,7 +104,7 @@ func (s *baseline) interpret(kind, flags uint16, body []byte, own bool) (Event, 
 	case unix.RTM_NEWLINK, unix.RTM_DELLINK:
 		return s.link(kind == unix.RTM_DELLINK, body)
 	case unix.RTM_NEWADDR, unix.RTM_DELADDR:
-		return s.address(kind == unix.RTM_DELADDR, body)
+		return s.address(kind == unix.RTM_DELADDR, body, own)
 	case unix.RTM_NEWROUTE, unix.RTM_DELROUTE:
 		if own {
 			return Event{}, false
@@ -186,7 +187,7 @@ func linkChange(before, now seenLink, known bool) string {
 
 const addressParts = PartLinks | PartMain | PartRoutes
 
-func (s *baseline) address(gone bool, body []byte) (Event, bool) {
+func (s *baseline) address(gone bool, body []byte, own bool) (Event, bool) {
 	a, now, ok := decodeSeenAddress(body)
 	if !ok {
 		return Event{}, false
@@ -205,6 +206,9 @@ func (s *baseline) address(gone bool, body []byte) (Event, bool) {
 	}
 	if !gone {
 		s.addresses[a] = now
+	}
+	if own || s.ownVIPs.take(a, !gone) {
+		return Event{}, false
 	}
 	link := s.linkName(a.index)
 	return Event{

@@ -61,6 +61,26 @@ func writeSysctl(path, value string) error {
 	return sysctlError(errors.Join(err, f.Close()))
 }
 
+// forwardSwitch is a sysctl that sets another one to its opposite when it is
+// written (net/ipv4/devinet.c, inet_forward_change).
+const (
+	forwardSwitch   = "net/ipv4/ip_forward"
+	forwardSwitched = "net/ipv4/conf/all/accept_redirects"
+)
+
+// writeSysctlAlone is writeSysctl without what the kernel changes along. A host
+// that obeyed no redirects before it forwarded must obey none after.
+func writeSysctlAlone(path, value string) error {
+	if path != forwardSwitch {
+		return writeSysctl(path, value)
+	}
+	along, err := readSysctl(forwardSwitched)
+	if err != nil {
+		return err
+	}
+	return errors.Join(writeSysctl(path, value), writeSysctl(forwardSwitched, along))
+}
+
 // checkSysctlPath keeps a path from a damaged ledger below net.
 func checkSysctlPath(path string) error {
 	if !strings.HasPrefix(path, "net/") || !filepath.IsLocal(path) || filepath.Clean(path) != path {
@@ -155,7 +175,11 @@ func (h *Host) applySysctls(steps []state.Step) []error {
 	for _, i := range due {
 		o := steps[i].Object.(state.Sysctl)
 		failed := h.expectSysctl(o)
-		if err := writeSysctl(o.Path, o.Value); err != nil {
+		write := writeSysctl
+		if steps[i].Op == state.Restore {
+			write = writeSysctlAlone
+		}
+		if err := write(o.Path, o.Value); err != nil {
 			failed()
 			errs[i] = fmt.Errorf("%s sysctl %s: %w", steps[i].Op, o, err)
 			noted[i] = sysctlPlace{}

@@ -1,0 +1,197 @@
+package kernel
+
+import (
+	"bytes"
+	"errors"
+	"fmt"
+	"os"
+	"os/exec"
+	"strings"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/sisod/sisod/internal/state"
+)
+
+// fouFamily is the generic netlink family of receivers of packets in UDP, and
+// the module that has it (net/ipv4/fou.c).
+const fouFamily = "fou"
+
+// Commands and attributes of the family (linux/fou.h).
+const (
+	fouAdd uint8 = 1
+	fouDel uint8 = 2
+	fouGet uint8 = 3
+
+	fouPort   uint16 = 1
+	fouAF     uint16 = 2
+	fouType   uint16 = 4
+	fouIsGUE  uint8  = 2 // FOU_ENCAP_GUE
+	fouModule        = "fou"
+)
+
+// encapPort is a receiver of GUE.
+type encapPort struct {
+	family state.Family
+	port   uint16
+}
+
+// encapFamilies are the families in which a receiver listens: those that the
+// host has.
+func encapFamilies() []state.Family {
+	if _, err := os.Stat(procSys + "/net/ipv6"); err != nil {
+		return []state.Family{state.IPv4}
+	}
+	return state.Families[:]
+}
+
+func appendEncapPort(b []byte, p encapPort) []byte {
+	b = appendPort(b, fouPort, p.port)
+	return appendAttribute(b, fouAF, addressFamily(p.family))
+}
+
+// encapPorts lists the receivers of GUE; without the module there are none.
+func (h *Host) encapPorts() (map[encapPort]bool, error) {
+	ports := map[encapPort]bool{}
+	number, err := h.generic.genericFamily(fouFamily)
+	if errors.Is(err, unix.ENOENT) {
+		return ports, nil
+	}
+	if err != nil {
+		return nil, err
+	}
+	err = h.generic.dump(genericMessage(number, fouGet, nil), func() { clear(ports) }, func(_ uint16, body []byte) error {
+		p, gue, err := decodeEncapPort(body)
+		if err == nil && gue {
+			ports[p] = true
+		}
+		return err
+	})
+	return ports, err
+}
+
+func decodeEncapPort(body []byte) (p encapPort, gue bool, err error) {
+	rest, err := genericBody(body)
+	a := attributes{rest: rest, err: err}
+	for a.next() {
+		switch a.kind {
+		case fouPort:
+			p.port = a.bigUint16()
+		case fouAF:
+			p.family, _ = familyOf(a.uint8())
+		case fouType:
+			gue = a.uint8() == fouIsGUE
+		}
+	}
+	if err = a.err; err == nil && p.family == 0 {
+		err = errMalformed
+	}
+	if err != nil {
+		return encapPort{}, false, fmt.Errorf("decode fou port: %w", err)
+	}
+	return p, gue, nil
+}
+
+// listens reports whether the host receives GUE on a port in all its families,
+// and whether in some.
+func listens(ports map[encapPort]bool, port uint16) (all, some bool) {
+	all = true
+	for _, f := range encapFamilies() {
+		there := ports[encapPort{f, port}]
+		all, some = all && there, some || there
+	}
+	return all, some
+}
+
+// addEncapPort opens a receiver, the ledger first.
+func (h *Host) addEncapPort(d state.Device) error {
+	number, err := h.fou()
+	if err != nil {
+		return err
+	}
+	ports, err := h.encapPorts()
+	if err != nil {
+		return err
+	}
+	entry := entryOf(d)
+	fresh := h.ledger.noteDevice(entry)
+	if err := h.ledger.save(); err != nil {
+		return err
+	}
+	var opened []encapPort
+	for _, f := range encapFamilies() {
+		p := encapPort{f, d.EncapPort}
+		if ports[p] && !fresh {
+			continue
+		}
+		body := appendAttribute(appendEncapPort(nil, p), fouType, fouIsGUE)
+		if err = h.generic.do([]message{genericMessage(number, fouAdd, body)})[0]; err != nil {
+			err = fmt.Errorf("%s: %w", f, err)
+			break
+		}
+		opened = append(opened, p)
+	}
+	if err == nil {
+		return nil
+	}
+	if errors.Is(err, unix.EADDRINUSE) {
+		err = fmt.Errorf("%w: somebody else receives on this UDP port", err)
+	}
+	if fresh {
+		for _, p := range opened {
+			err = errors.Join(err, h.generic.do([]message{genericMessage(number, fouDel, appendEncapPort(nil, p))})[0])
+		}
+		h.ledger.forgetDevice(entry)
+		err = errors.Join(err, h.ledger.save())
+	}
+	return err
+}
+
+// deleteEncapPort closes a receiver.
+func (h *Host) deleteEncapPort(port uint16) error {
+	number, err := h.generic.genericFamily(fouFamily)
+	if errors.Is(err, unix.ENOENT) {
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	for _, f := range encapFamilies() {
+		err := h.generic.do([]message{genericMessage(number, fouDel, appendEncapPort(nil, encapPort{f, port}))})[0]
+		if err != nil && !gone(err) && !errors.Is(err, unix.EINVAL) {
+			return fmt.Errorf("%s: %w", f, err)
+		}
+	}
+	return nil
+}
+
+// fou is the number of the family. Its module has no alias by which the kernel
+// would find it.
+func (h *Host) fou() (uint16, error) {
+	number, err := h.generic.genericFamily(fouFamily)
+	if !errors.Is(err, unix.ENOENT) {
+		return number, err
+	}
+	if err := loadModule(fouModule); err != nil {
+		return 0, fmt.Errorf("no GUE in this kernel: %w", err)
+	}
+	return h.generic.genericFamily(fouFamily)
+}
+
+// loadModule loads a module by the program that the kernel itself would call
+// (proc_sys_kernel(5), modprobe).
+func loadModule(name string) error {
+	content, err := os.ReadFile("/proc/sys/kernel/modprobe")
+	if err != nil {
+		return fmt.Errorf("load module %s: %w", name, err)
+	}
+	program := strings.TrimSpace(string(content))
+	if program == "" {
+		return fmt.Errorf("load module %s: the kernel is told to load none (kernel.modprobe is empty)", name)
+	}
+	out, err := exec.Command(program, "--", name).CombinedOutput()
+	if err != nil {
+		return fmt.Errorf("load module %s: %w: %s", name, err, bytes.TrimSpace(out))
+	}
+	return nil
+}

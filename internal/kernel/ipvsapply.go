@@ -1,0 +1,296 @@
+package kernel
+
+import (
+	"cmp"
+	"context"
+	"errors"
+	"fmt"
+	"math"
+	"strings"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/sisod/sisod/internal/state"
+)
+
+// errForeign is an object that stands where one of sisod's should, and is not
+// sisod's.
+type errForeign struct {
+	err  error
+	hint string
+}
+
+func (e errForeign) Error() string {
+	return "it is there already and not sisod's (" + e.err.Error() + "): " + e.hint
+}
+func (e errForeign) Unwrap() error { return e.err }
+
+// balance applies steps about services or destinations, in batches.
+func (a *application) balance(ctx context.Context, start, end int) {
+	number, err := a.host.ipvsNumber()
+	for start < end {
+		stop := min(end, start+batchMessages)
+		if ctx.Err() != nil {
+			for i := start; i < end; i++ {
+				a.settle(i, stopped, nil)
+			}
+			return
+		}
+		if a.plan.Steps[start].Object.Kind() == state.KindService {
+			a.serviceBatch(number, err, start, stop)
+		} else {
+			a.destinationBatch(number, err, start, stop)
+		}
+		start = stop
+	}
+}
+
+// serviceBatch applies steps about services that are of one operation.
+func (a *application) serviceBatch(number uint16, missing error, start, end int) {
+	g := a.host.ledger
+	errs := make([]error, end-start)
+	fresh := make([]bool, end-start)
+	var msgs []message
+	var sent []int
+	for i := range errs {
+		step := a.plan.Steps[start+i]
+		s := step.Object.(state.Service)
+		var m message
+		switch step.Op {
+		case state.Delete:
+			if !g.ownsService(s.ServiceKey) {
+				continue
+			}
+			m = genericMessage(number, ipvsDelService, appendServiceName(nil, s.ServiceKey))
+		case state.Replace:
+			m = genericMessage(number, ipvsSetService, appendService(nil, s))
+		default:
+			fresh[i] = g.noteService(s.ServiceKey)
+			m = genericMessage(number, ipvsNewService, appendService(nil, s))
+		}
+		msgs, sent = append(msgs, m), append(sent, i)
+	}
+	answers := make([]error, len(msgs))
+	switch err := g.save(); {
+	case err != nil:
+		fill(answers, err)
+	case missing != nil:
+		fill(answers, missing)
+	default:
+		answers = a.host.generic.do(msgs)
+	}
+	for k, i := range sent {
+		step, err := a.plan.Steps[start+i], answers[k]
+		s := step.Object.(state.Service)
+		switch {
+		case step.Op == state.Delete && gone(err):
+			err = nil
+		case step.Op == state.Add && !fresh[i] && errors.Is(err, unix.EEXIST):
+			err = nil
+		case step.Op == state.Add && errors.Is(err, unix.EEXIST):
+			err = errForeign{err, "delete it (ipvsadm -D " + s.Option() + ") or give the VIP to one of the two"}
+		default:
+			err = serviceError(s, err)
+		}
+		if step.Op == state.Delete && err == nil || step.Op == state.Add && err != nil && fresh[i] {
+			g.forgetService(s.ServiceKey)
+		}
+		if err != nil {
+			errs[i] = a.wrap(step.Op, s, err)
+			if step.Op == state.Add {
+				a.unserved[s.ServiceKey] = true
+			}
+		}
+	}
+	if err := g.save(); err != nil {
+		for _, i := range sent {
+			errs[i] = errors.Join(errs[i], err)
+		}
+	}
+	for i, err := range errs {
+		a.settle(start+i, "", err)
+	}
+}
+
+// serviceError says what the kernel means (net/netfilter/ipvs/ip_vs_ctl.c,
+// ip_vs_add_service).
+func serviceError(s state.Service, err error) error {
+	switch {
+	case errors.As(err, new(errNoIPVS)):
+	case errors.Is(err, unix.ENOENT):
+		return fmt.Errorf("%w: no scheduler %s in this kernel: install or allow its module ip_vs_%s", err, s.Scheduler, s.Scheduler)
+	case errors.Is(err, unix.EAFNOSUPPORT):
+		return fmt.Errorf("%w: the kernel's IPVS has no %s", err, s.Family)
+	}
+	return err
+}
+
+// destinationBatch applies steps about destinations that are of one operation.
+// They need no entry in the ledger: they are their service's.
+func (a *application) destinationBatch(number uint16, missing error, start, end int) {
+	errs := make([]error, end-start)
+	held := make([]string, end-start)
+	var msgs []message
+	var sent []int
+	for i := range errs {
+		step := a.plan.Steps[start+i]
+		d := step.Object.(state.Destination)
+		var m message
+		switch {
+		case step.Op == state.Delete:
+			if !a.host.ledger.ownsService(d.Service) {
+				continue
+			}
+			m = genericMessage(number, ipvsDelDest, appendDestinationName(nil, d.DestinationKey))
+		case a.unserved[d.Service]:
+			held[i] = "waits for the service " + d.Service.Option()
+			continue
+		case step.Op == state.Replace:
+			m = genericMessage(number, ipvsSetDest, appendDestination(nil, d))
+		default:
+			m = genericMessage(number, ipvsNewDest, appendDestination(nil, d))
+		}
+		msgs, sent = append(msgs, m), append(sent, i)
+	}
+	answers := make([]error, len(msgs))
+	if missing != nil {
+		fill(answers, missing)
+	} else {
+		answers = a.host.generic.do(msgs)
+	}
+	for k, i := range sent {
+		step, err := a.plan.Steps[start+i], answers[k]
+		d := step.Object.(state.Destination)
+		if err == nil || step.Op == state.Delete && gone(err) || step.Op == state.Add && errors.Is(err, unix.EEXIST) {
+			continue
+		}
+		errs[i] = a.wrap(step.Op, d, destinationError(d, err))
+	}
+	for i, err := range errs {
+		a.settle(start+i, held[i], err)
+	}
+}
+
+// destinationError says what the kernel means (net/netfilter/ipvs/ip_vs_ctl.c,
+// ip_vs_genl_set_cmd and ip_vs_add_dest).
+func destinationError(d state.Destination, err error) error {
+	mixed := d.Addr.Is4() != (d.Service.Family == state.IPv4)
+	switch {
+	case errors.Is(err, unix.EINVAL) && mixed && d.Forward != state.TunnelTo:
+		return fmt.Errorf("%w: a service reaches real servers of the other family by tunnel alone", err)
+	case errors.Is(err, unix.EINVAL) && mixed:
+		return fmt.Errorf("%w: while a sync daemon runs, a service has real servers of its own family alone", err)
+	case errors.Is(err, unix.EINVAL) && max(d.Upper, d.Lower) > math.MaxInt32:
+		return fmt.Errorf("%w: a threshold is at most %d", err, math.MaxInt32)
+	case errors.Is(err, unix.ERANGE):
+		return fmt.Errorf("%w: a weight is 0 to 2147483647, and a lower threshold is not above the upper one", err)
+	}
+	return err
+}
+
+// fill gives every answer the same error.
+func fill(answers []error, err error) {
+	for i := range answers {
+		answers[i] = err
+	}
+}
+
+// applyTimeouts sets the timeouts, the ledger first.
+func (h *Host) applyTimeouts(steps []state.Step) []error {
+	errs := make([]error, len(steps))
+	for i, s := range steps {
+		if err := h.applyTimeout(s.Op, s.Object.(state.Timeouts)); err != nil {
+			errs[i] = fmt.Errorf("%s %s %s: %w", s.Op, s.Object.Kind(), s.Object.Spell(nil), err)
+		}
+	}
+	return errs
+}
+
+func (h *Host) applyTimeout(op state.Op, t state.Timeouts) error {
+	number, err := h.ipvsNumber()
+	var found state.Timeouts
+	if err == nil {
+		found, err = h.generic.timeouts(number)
+	}
+	if op == state.Restore {
+		switch {
+		case errors.As(err, new(errNoIPVS)):
+			// Gone with the module, and the values with it.
+		case err != nil:
+			return err
+		case h.ledger.timeoutsBefore(found) != nil:
+			if err := h.generic.do([]message{genericMessage(number, ipvsSetConfig, appendTimeouts(nil, t))})[0]; err != nil {
+				return err
+			}
+		}
+		h.ledger.forgetTimeouts()
+		return h.ledger.save()
+	}
+	if err != nil {
+		return err
+	}
+	h.ledger.noteTimeouts(found, timeoutsOver(t, found))
+	if err := h.ledger.save(); err != nil {
+		return err
+	}
+	return h.generic.do([]message{genericMessage(number, ipvsSetConfig, appendTimeouts(nil, t))})[0]
+}
+
+// timeoutsOver is what the kernel has after t is set over found.
+func timeoutsOver(t, found state.Timeouts) state.Timeouts {
+	return state.Timeouts{TCP: cmp.Or(t.TCP, found.TCP), TCPFin: cmp.Or(t.TCPFin, found.TCPFin), UDP: cmp.Or(t.UDP, found.UDP)}
+}
+
+// applySyncDaemons starts and stops the synchronisation daemons, the ledger
+// first. One that is to be another is stopped and started.
+func (h *Host) applySyncDaemons(steps []state.Step) []error {
+	errs := make([]error, len(steps))
+	number, missing := h.ipvsNumber()
+	for i, s := range steps {
+		if err := h.applySyncDaemon(number, missing, s.Op, s.Object.(state.SyncDaemon)); err != nil {
+			errs[i] = fmt.Errorf("%s %s %s: %w", s.Op, s.Object.Kind(), s.Object.Spell(nil), err)
+		}
+	}
+	return errs
+}
+
+func (h *Host) applySyncDaemon(number uint16, missing error, op state.Op, d state.SyncDaemon) error {
+	send := func(command uint8) error {
+		if missing != nil {
+			return missing
+		}
+		return h.generic.do([]message{genericMessage(number, command, appendSyncDaemon(nil, d))})[0]
+	}
+	if op != state.Add && h.ledger.ownsSync(d.Master) {
+		if err := send(ipvsDelDaemon); err != nil && !gone(err) {
+			return err
+		}
+	}
+	if op == state.Delete {
+		h.ledger.forgetSync(d.Master)
+		return h.ledger.save()
+	}
+	fresh := h.ledger.noteSync(d.Master)
+	if err := h.ledger.save(); err != nil {
+		return err
+	}
+	err := send(ipvsNewDaemon)
+	switch {
+	case err == nil:
+		return nil
+	case errors.Is(err, unix.EEXIST) && fresh:
+		role, _, _ := strings.Cut(d.String(), " ")
+		err = errForeign{err, "stop it (ipvsadm --stop-daemon " + role + ") or leave sync out"}
+	case errors.Is(err, unix.EEXIST):
+		return nil
+	case errors.Is(err, unix.ENODEV):
+		err = fmt.Errorf("%w: the interface %s is not there", err, d.Link)
+	case errors.Is(err, unix.EINVAL):
+		err = fmt.Errorf("%w: the kernel's synchronisation does not go with real servers of another family than their service", err)
+	}
+	if fresh {
+		h.ledger.forgetSync(d.Master)
+		err = errors.Join(err, h.ledger.save())
+	}
+	return err
+}

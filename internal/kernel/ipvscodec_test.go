@@ -1,0 +1,158 @@
+package kernel
+
+import (
+	"net/netip"
+	"testing"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/sisod/sisod/internal/state"
+)
+
+// wellFormed makes of any values a service that the kernel could have.
+func wellFormed(ipv6 bool, mark uint32, protocol uint8, addr []byte, port uint16, scheduler string, flags, timeout uint32, mask uint8) state.Service {
+	s := state.Service{Scheduler: scheduler, Flags: flags &^ hashedService, Timeout: time.Duration(timeout) * time.Second}
+	s.Family, s.Netmask = state.IPv4, int(mask)%33
+	if ipv6 {
+		s.Family, s.Netmask = state.IPv6, int(mask)%129
+	}
+	if s.Mark = mark; mark == 0 {
+		s.Protocol, s.Port, s.Addr = state.Transport(protocol), port, anyAddr(ipv6, addr)
+	}
+	return s
+}
+
+func anyAddr(ipv6 bool, b []byte) netip.Addr {
+	var a16 [16]byte
+	copy(a16[:], b)
+	if ipv6 {
+		return netip.AddrFrom16(a16)
+	}
+	return netip.AddrFrom4([4]byte(a16[:4]))
+}
+
+// FuzzServiceRoundTrip: what is asked for is what is read.
+func FuzzServiceRoundTrip(f *testing.F) {
+	f.Add(false, uint32(0), uint8(6), []byte{192, 0, 2, 1}, uint16(80), "wrr", uint32(1), uint32(300), uint8(24))
+	f.Add(true, uint32(0), uint8(132), []byte{0x20, 1, 0xd, 0xb8}, uint16(0), "mh", uint32(0x1f), uint32(360), uint8(128))
+	f.Add(true, uint32(1), uint8(0), []byte{}, uint16(7), "rr", ^uint32(0), ^uint32(0), uint8(64))
+	f.Fuzz(func(t *testing.T, ipv6 bool, mark uint32, protocol uint8, addr []byte, port uint16, scheduler string, flags, timeout uint32, netmask uint8) {
+		for i := range len(scheduler) {
+			if scheduler[i] == 0 {
+				scheduler = scheduler[:i]
+				break
+			}
+		}
+		if len(scheduler) > 1000 {
+			scheduler = scheduler[:1000]
+		}
+		s := wellFormed(ipv6, mark, protocol, addr, port, scheduler, flags, timeout, netmask)
+		m := genericMessage(20, ipvsNewService, appendService(nil, s))
+		got, err := decodeService(m.body)
+		if err != nil || got != s {
+			t.Errorf("%+v came back as %+v, %v", s, got, err)
+		}
+	})
+}
+
+// FuzzDestinationRoundTrip: what is asked for is what is read.
+func FuzzDestinationRoundTrip(f *testing.F) {
+	f.Add(false, []byte{10, 0, 0, 7}, uint16(8080), uint8(0), uint32(2), uint32(9), uint32(4), uint8(0), uint16(0), uint16(0))
+	f.Add(true, []byte{0x20, 1, 0xd, 0xb8}, uint16(80), uint8(2), ^uint32(0), uint32(0), uint32(0), uint8(1), uint16(6080), uint16(1))
+	f.Fuzz(func(t *testing.T, ipv6 bool, addr []byte, port uint16, forward uint8, weight, upper, lower uint32, tunnel uint8, tunnelPort, tunnelFlags uint16) {
+		d := state.Destination{
+			DestinationKey: state.DestinationKey{Service: state.ServiceKey{Family: state.IPv4, Mark: 1}, Addr: anyAddr(ipv6, addr), Port: port},
+			Forward:        state.Forward(forward & forwardMask), Weight: int(weight), Upper: upper, Lower: lower,
+		}
+		if d.Forward == state.TunnelTo {
+			if d.TunnelType = state.TunnelType(tunnel); tunnel != 0 {
+				d.TunnelFlags = tunnelFlags
+			}
+			if d.TunnelType == state.TunnelGUE {
+				d.TunnelPort = tunnelPort
+			}
+		}
+		m := genericMessage(20, ipvsNewDest, appendDestination(nil, d))
+		got, n, err := decodeDestination(d.Service, m.body)
+		if err != nil || got != d || n != (state.Connections{}) {
+			t.Errorf("%+v came back as %+v, %v", d, got, err)
+		}
+	})
+}
+
+// FuzzDecodeIPVS: no answer makes a decoder panic, and what it makes of one can
+// be spelled and sent.
+func FuzzDecodeIPVS(f *testing.F) {
+	key := state.ServiceKey{Family: state.IPv6, Protocol: state.TCP, Addr: netip.MustParseAddr("2001:db8::1"), Port: 80}
+	s := state.Service{ServiceKey: key, Scheduler: "wlc", Netmask: 128}
+	d := state.Destination{DestinationKey: state.DestinationKey{Service: key, Addr: netip.MustParseAddr("10.0.0.1"), Port: 80}, Forward: state.TunnelTo}
+	f.Add(genericMessage(20, ipvsNewService, appendService(nil, s)).body)
+	f.Add(genericMessage(20, ipvsNewDest, appendDestination(nil, d)).body)
+	f.Add(genericMessage(20, ipvsNewDaemon, appendSyncDaemon(nil, state.SyncDaemon{Master: true, Link: "eth0", ID: 1})).body)
+	f.Add(genericMessage(20, ipvsSetConfig, appendTimeouts(nil, state.Timeouts{TCP: time.Second})).body)
+	f.Add(genericMessage(20, fouAdd, appendEncapPort(nil, encapPort{state.IPv6, 6080})).body)
+	f.Fuzz(func(t *testing.T, body []byte) {
+		if s, err := decodeService(body); err == nil {
+			_ = s.String()
+			if s.Mark == 0 && s.Addr.Is4() != (s.Family == state.IPv4) {
+				t.Errorf("%+v", s)
+			}
+			appendService(nil, s)
+		}
+		for _, f := range state.Families {
+			if d, _, err := decodeDestination(state.ServiceKey{Family: f, Mark: 1}, body); err == nil {
+				_ = d.String()
+				appendDestination(nil, d)
+			}
+		}
+		if d, err := decodeSyncDaemon(body); err == nil {
+			_ = d.String()
+		}
+		if ts, err := decodeTimeouts(body); err == nil {
+			_ = ts.String()
+		}
+		_, _, _ = decodeEncapPort(body)
+	})
+}
+
+func TestForeignValuesReadAsThemselves(t *testing.T) {
+	nest := func(kind uint16, attributes []byte) []byte {
+		b, n := openNest(nil, kind)
+		b = append(b, attributes...)
+		closeNest(b, n)
+		return genericMessage(20, 1, b).body
+	}
+	// A netmask with holes is nobody's wish, and an address may come in 16 bytes.
+	b := appendUint16(nil, serviceFamily, unix.AF_INET)
+	b = appendUint16(b, serviceProtocol, unix.IPPROTO_TCP)
+	b = appendAttribute(b, serviceAddr, 192, 0, 2, 1, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0)
+	b = appendAttribute(b, serviceNetmask, 0xff, 0, 0xff, 0)
+	b = appendAttribute(b, serviceFlags, 0xff, 0, 0, 0, 0xff, 0xff, 0xff, 0xff)
+	s, err := decodeService(nest(ipvsService, b))
+	if err != nil || s.Netmask != -1 || s.Addr != netip.MustParseAddr("192.0.2.1") || s.Flags != 0xfd {
+		t.Errorf("%+v %v", s, err)
+	}
+	_ = s.String()
+	// Without a family a destination is of its service's.
+	b = appendAttribute(nil, destAddr, 10, 0, 0, 1)
+	d, _, err := decodeDestination(state.ServiceKey{Family: state.IPv4, Mark: 1}, nest(ipvsDest, b))
+	if err != nil || d.Addr != netip.MustParseAddr("10.0.0.1") {
+		t.Errorf("%+v %v", d, err)
+	}
+	for name, body := range map[string][]byte{
+		"nothing":           nil,
+		"a header":          {1, 1, 0, 0},
+		"no family":         nest(ipvsService, appendAttribute(nil, serviceNetmask, 1, 2, 3, 4)),
+		"an unknown family": nest(ipvsService, appendAttribute(appendUint16(nil, serviceFamily, 7), serviceNetmask, 1, 2, 3, 4)),
+		"a short address":   nest(ipvsDest, appendAttribute(nil, destAddr, 10, 0, 0)),
+		"a long port":       nest(ipvsDest, appendAttribute(appendAttribute(nil, destAddr, 1, 2, 3, 4), destPort, 1, 2, 3)),
+	} {
+		if s, err := decodeService(body); err == nil {
+			t.Errorf("%s: %+v", name, s)
+		}
+		if d, _, err := decodeDestination(state.ServiceKey{Family: state.IPv4, Mark: 1}, body); err == nil {
+			t.Errorf("%s: %+v", name, d)
+		}
+	}
+}

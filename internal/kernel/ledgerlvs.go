@@ -1,0 +1,274 @@
+package kernel
+
+import (
+	"cmp"
+	"encoding/json"
+	"maps"
+	"net/netip"
+	"slices"
+	"time"
+
+	"github.com/sisod/sisod/internal/state"
+)
+
+// roles is what the ledger has of LVS roles: objects that carry no owner mark.
+// An object that was seen to be absent is not sisod's when it is there again
+// without sisod having made it.
+type roles struct {
+	Devices  []deviceEntry  `json:"devices,omitempty"`
+	Ups      []upEntry      `json:"links_up,omitempty"`
+	VIPs     []vipEntry     `json:"vips,omitempty"`
+	Services services       `json:"services,omitempty"`
+	Syncs    []bool         `json:"sync_masters,omitempty"` // by state.SyncDaemon.Master
+	Timeouts *timeoutsEntry `json:"timeouts,omitempty"`
+	Drains   []drainEntry   `json:"drains,omitempty"`
+}
+
+// deviceEntry is a link that sisod made, or a receiver of encapsulated packets.
+type deviceEntry struct {
+	Name   string     `json:"name,omitempty"`
+	Type   string     `json:"type"`
+	Remote netip.Addr `json:"remote,omitzero"`
+	Port   uint16     `json:"port,omitempty"`
+	// Link is the interface index, 0 for a device that comes with its module,
+	// and from before the making of any other until after it.
+	Link int `json:"link,omitempty"`
+}
+
+func (e deviceEntry) device() state.Device {
+	return state.Device{Name: e.Name, Type: e.Type, Remote: e.Remote, EncapPort: e.Port}
+}
+
+func entryOf(d state.Device) deviceEntry {
+	return deviceEntry{Name: d.Name, Type: d.Type, Remote: d.Remote, Port: d.EncapPort}
+}
+
+type upEntry struct {
+	Link  int  `json:"link"` // interface index
+	Found bool `json:"found"`
+	Set   bool `json:"set"`
+}
+
+type vipEntry struct {
+	Link int        `json:"link"` // interface index
+	Addr netip.Addr `json:"addr"`
+}
+
+// serviceEntry is a state.ServiceKey as the file spells it.
+type serviceEntry struct {
+	Family   state.Family    `json:"family"`
+	Protocol state.Transport `json:"protocol,omitempty"`
+	Addr     netip.Addr      `json:"addr,omitzero"`
+	Port     uint16          `json:"port,omitempty"`
+	Mark     uint32          `json:"mark,omitempty"`
+}
+
+func compareServices(a, b state.ServiceKey) int {
+	return cmp.Or(cmp.Compare(a.Family, b.Family), cmp.Compare(a.Mark, b.Mark), a.Addr.Compare(b.Addr),
+		cmp.Compare(a.Protocol, b.Protocol), cmp.Compare(a.Port, b.Port))
+}
+
+// services is a set that is a sorted list in the file.
+type services map[state.ServiceKey]bool
+
+func (s services) MarshalJSON() ([]byte, error) {
+	list := []serviceEntry{}
+	for _, k := range slices.SortedFunc(maps.Keys(s), compareServices) {
+		list = append(list, serviceEntry(k))
+	}
+	return json.Marshal(list)
+}
+
+func (s *services) UnmarshalJSON(b []byte) error {
+	var list []serviceEntry
+	if err := json.Unmarshal(b, &list); err != nil {
+		return err
+	}
+	*s = services{}
+	for _, e := range list {
+		(*s)[state.ServiceKey(e)] = true
+	}
+	return nil
+}
+
+// timeoutsEntry is a value as found and as set, in the manner of sysctlEntry.
+type timeoutsEntry struct {
+	Found seconds  `json:"found"`
+	Set   seconds  `json:"set"`
+	Prior *seconds `json:"prior,omitempty"`
+}
+
+// seconds are timeouts for tcp, tcp after FIN, and udp.
+type seconds [3]int64
+
+func secondsOf(t state.Timeouts) seconds {
+	return seconds{int64(t.TCP / time.Second), int64(t.TCPFin / time.Second), int64(t.UDP / time.Second)}
+}
+
+func (s seconds) timeouts() state.Timeouts {
+	return state.Timeouts{TCP: time.Duration(s[0]) * time.Second, TCPFin: time.Duration(s[1]) * time.Second, UDP: time.Duration(s[2]) * time.Second}
+}
+
+func (e timeoutsEntry) owns(s seconds) bool { return s == e.Set || e.Prior != nil && s == *e.Prior }
+
+type drainEntry struct {
+	Service serviceEntry `json:"service"`
+	Addr    netip.Addr   `json:"addr"`
+	Port    uint16       `json:"port,omitempty"`
+	Since   time.Time    `json:"since"`
+}
+
+// tidy drops what is gone, and sorts, before the ledger is written.
+func (g *ledger) tidy() {
+	r := &g.page.roles
+	r.VIPs = slices.DeleteFunc(r.VIPs, func(e vipEntry) bool { return g.absent[e] })
+	r.Devices = slices.DeleteFunc(r.Devices, func(e deviceEntry) bool { return g.absent[e] })
+	r.Ups = slices.DeleteFunc(r.Ups, func(e upEntry) bool { return g.absent[e] })
+	maps.DeleteFunc(r.Services, func(k state.ServiceKey, _ bool) bool { return g.absent[k] })
+	r.Syncs = slices.DeleteFunc(r.Syncs, func(master bool) bool { return g.absent[syncRole(master)] })
+	clear(g.absent)
+	slices.SortFunc(r.VIPs, func(a, b vipEntry) int { return cmp.Or(a.Link-b.Link, a.Addr.Compare(b.Addr)) })
+	slices.SortFunc(r.Devices, func(a, b deviceEntry) int {
+		return cmp.Or(cmp.Compare(a.Name, b.Name), cmp.Compare(a.Port, b.Port))
+	})
+	slices.SortFunc(r.Ups, func(a, b upEntry) int { return a.Link - b.Link })
+}
+
+// syncRole names a synchronisation daemon among what is absent.
+type syncRole bool
+
+// note tells that an object is about to be made: fresh, when it was not sisod's
+// before. A file with the same words is then written all the same, so that
+// other processes forget that they saw it absent.
+func (g *ledger) note(entry any, known bool) (fresh bool) {
+	fresh = !known || g.absent[entry]
+	delete(g.absent, entry)
+	if fresh {
+		g.dirty, g.written = true, nil
+	}
+	return fresh
+}
+
+// balances reports whether anything in IPVS is sisod's.
+func (g *ledger) balances() bool {
+	return len(g.page.Services)+len(g.page.Syncs) > 0 || g.page.Timeouts != nil
+}
+
+// services lists the services that are sisod's.
+func (g *ledger) services() []state.ServiceKey {
+	keys := slices.Collect(maps.Keys(g.page.Services))
+	return slices.DeleteFunc(keys, func(k state.ServiceKey) bool { return g.absent[k] })
+}
+
+func (g *ledger) ownsService(k state.ServiceKey) bool { return g.page.Services[k] && !g.absent[k] }
+
+func (g *ledger) missService(k state.ServiceKey) { g.absent[k] = true }
+
+func (g *ledger) noteService(k state.ServiceKey) (fresh bool) {
+	g.reload()
+	fresh = g.note(k, g.page.Services[k])
+	if g.page.Services == nil {
+		g.page.Services = services{}
+	}
+	g.page.Services[k] = true
+	return fresh
+}
+
+func (g *ledger) forgetService(k state.ServiceKey) {
+	if g.page.Services[k] {
+		g.dirty = true
+		delete(g.page.Services, k)
+	}
+}
+
+func (g *ledger) ownsSync(master bool) bool {
+	return slices.Contains(g.page.Syncs, master) && !g.absent[syncRole(master)]
+}
+
+func (g *ledger) missSync(master bool) {
+	if slices.Contains(g.page.Syncs, master) {
+		g.absent[syncRole(master)] = true
+	}
+}
+
+func (g *ledger) noteSync(master bool) (fresh bool) {
+	g.reload()
+	known := slices.Contains(g.page.Syncs, master)
+	if !known {
+		g.page.Syncs = append(g.page.Syncs, master)
+	}
+	return g.note(syncRole(master), known)
+}
+
+func (g *ledger) forgetSync(master bool) {
+	if i := slices.Index(g.page.Syncs, master); i >= 0 {
+		g.dirty = true
+		g.page.Syncs = slices.Delete(g.page.Syncs, i, i+1)
+	}
+}
+
+// timeoutsBefore is what can be given back: nil when sisod has not changed the
+// timeouts, or somebody else has since.
+func (g *ledger) timeoutsBefore(now state.Timeouts) *state.Timeouts {
+	g.reload()
+	e := g.page.Timeouts
+	if e == nil || now == (state.Timeouts{}) {
+		return nil
+	}
+	switch s := secondsOf(now); {
+	case s == e.Found:
+	case e.owns(s):
+		found := e.Found.timeouts()
+		return &found
+	default:
+		g.tell(timeoutsEntry{Found: e.Found, Set: e.Set}, "ipvs timeouts", "timeouts", e.Set.timeouts(), now)
+	}
+	return nil
+}
+
+// noteTimeouts records a change that is about to be made.
+func (g *ledger) noteTimeouts(found, set state.Timeouts) {
+	g.reload()
+	g.dirty = true
+	was, now := secondsOf(found), secondsOf(set)
+	if e := g.page.Timeouts; e != nil && e.owns(was) {
+		e.Set, e.Prior = now, &was
+		return
+	}
+	g.page.Timeouts = &timeoutsEntry{Found: was, Set: now}
+}
+
+func (g *ledger) forgetTimeouts() {
+	if g.page.Timeouts != nil {
+		g.page.Timeouts, g.dirty = nil, true
+	}
+}
+
+// drains tells since when destinations are being drained.
+func (g *ledger) drains() map[state.DestinationKey]time.Time {
+	drains := map[state.DestinationKey]time.Time{}
+	for _, e := range g.page.Drains {
+		drains[state.DestinationKey{Service: state.ServiceKey(e.Service), Addr: e.Addr, Port: e.Port}] = e.Since
+	}
+	return drains
+}
+
+// RememberDrains keeps for later passes and processes since when destinations
+// are being drained: Facts.IPVS.Draining. It writes only what is new.
+func (h *Host) RememberDrains(drains map[state.DestinationKey]time.Time) error {
+	g := h.ledger
+	g.reload()
+	if maps.EqualFunc(drains, g.drains(), time.Time.Equal) {
+		return nil
+	}
+	g.page.Drains = nil
+	for k, since := range drains {
+		g.page.Drains = append(g.page.Drains, drainEntry{serviceEntry(k.Service), k.Addr, k.Port, since.Round(0).UTC()})
+	}
+	slices.SortFunc(g.page.Drains, func(a, b drainEntry) int {
+		return cmp.Or(compareServices(state.ServiceKey(a.Service), state.ServiceKey(b.Service)), a.Addr.Compare(b.Addr), cmp.Compare(a.Port, b.Port))
+	})
+	g.dirty = true
+	h.stale |= PartIPVS
+	return g.save()
+}
