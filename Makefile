@@ -9,7 +9,7 @@ LDFLAGS     = -s -w -X main.version=$(VERSION)
 # a machine that is busy needs time.
 TEST_TIMEOUT ?= 15m
 
-.PHONY: help build demo test test-pure lint fmt bench tools clean
+.PHONY: help build demo test lab test-pure lint fmt bench tools clean
 
 help:
 	@sed -n 's/^## //p' $(MAKEFILE_LIST)
@@ -25,6 +25,15 @@ demo: build tools
 ## test       all tests; needs root for network namespaces
 test: tools
 	go test -timeout $(TEST_TIMEOUT) ./...
+
+## lab        the tests that need IPVS and tunnels, on Debian's stock kernel in a virtual machine
+lab: tools build
+	@packaging/tools.sh lab
+	CGO_ENABLED=0 go build -o bin/stockvm ./internal/lab/stockvm
+	bin/stockvm build
+	go test -tags stock -timeout $(TEST_TIMEOUT) ./internal/lab/stockvm
+	go test -tags stock -timeout $(TEST_TIMEOUT) -exec "$(CURDIR)/bin/stockvm exec" ./internal/kernel
+	SISOD_BINARY=$(CURDIR)/bin/sisod go test -tags stock -timeout $(TEST_TIMEOUT) -run Stock -exec "$(CURDIR)/bin/stockvm exec" ./cmd/sisod
 
 ## test-pure  the tests that need neither root nor a kernel
 test-pure:

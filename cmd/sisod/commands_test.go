@@ -149,6 +149,7 @@ func TestJSONIsVersioned(t *testing.T) {
 		InOrder  bool `json:"in_order"`
 		Held     bool
 		Uplinks  []map[string]any
+		Roles    []map[string]any
 		Problems []problem
 		Drift    []struct{ Op, Kind, Family, Object string }
 		Daemon   any

@@ -20,7 +20,7 @@ var rooms = map[string]struct {
 	"routing":              {[]string{"profiles", "internal/state"}, true},
 	"lvs":                  {[]string{"profiles", "internal/state"}, true},
 	"internal/kernel":      {[]string{"internal/state"}, false},
-	"internal/daemon":      {[]string{"profiles", "routing", "internal/kernel", "internal/state"}, false},
+	"internal/daemon":      {[]string{"profiles", "routing", "lvs", "internal/kernel", "internal/state"}, false},
 	"internal/lab":         {nil, false},
 	"internal/lab/stockvm": {nil, false},
 	"cmd/sisod":            {[]string{"profiles", "routing", "internal/daemon", "internal/kernel", "internal/lab", "internal/state"}, false},

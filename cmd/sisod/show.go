@@ -62,6 +62,10 @@ func show(w io.Writer, pal palette, pass daemon.Pass, all bool) error {
 			}
 		case state.Rule:
 			line(prefixOf(o.Family, "rule ")+o.Spell(plan.Names), s.Origin)
+		case state.Service:
+			line("-A "+o.String(), s.Origin)
+		case state.Destination:
+			line("-a "+o.String(), s.Origin)
 		default:
 			line(o.Kind().String()+" "+o.Spell(plan.Names), s.Origin)
 		}

@@ -69,6 +69,7 @@ type status struct {
 	LastGood    bool            `json:"last_good,omitempty"` // the kept configuration is shown instead
 	Held        bool            `json:"held"`
 	Uplinks     []uplinkStatus  `json:"uplinks"`
+	Roles       []roleStatus    `json:"roles"`
 	Problems    []state.Problem `json:"problems"`
 	Drift       []driftStatus   `json:"drift"`
 	Daemon      *daemon.Report  `json:"daemon"` // null: no daemon runs
@@ -99,7 +100,7 @@ type driftStatus struct {
 // status looks at everything. Profiles that do not load are no reason to show
 // nothing: the last good ones are looked at, as the daemon does.
 func (p *places) status(cmd *cobra.Command) (*status, error) {
-	st := &status{Version: statusVersion, Uplinks: []uplinkStatus{}, Problems: []state.Problem{}, Drift: []driftStatus{}}
+	st := &status{Version: statusVersion, Uplinks: []uplinkStatus{}, Roles: []roleStatus{}, Problems: []state.Problem{}, Drift: []driftStatus{}}
 	var err error
 	if st.Daemon, err = daemon.ReadReport(p.run); err != nil {
 		st.DaemonError = err.Error()
@@ -126,6 +127,7 @@ func (p *places) status(cmd *cobra.Command) (*status, error) {
 	for _, e := range pass.Exits {
 		st.Uplinks = append(st.Uplinks, uplinkOf(e))
 	}
+	st.Roles = roles(s.config, pass)
 	st.Problems = append(st.Problems, pass.Desired.Problems...)
 	for _, step := range pass.Plan.Steps {
 		for object := range strings.SplitSeq(step.Object.Spell(pass.Plan.Names), "\n") {
@@ -186,6 +188,7 @@ func (st *status) text(w io.Writer, pal palette) error {
 			fmt.Fprintln(w, "  "+l)
 		}
 	}
+	section("roles", roleLines(pal, st.Roles))
 	var lines []string
 	for _, p := range st.Problems {
 		line := pal.warn(p.Subject) + ": " + p.Text

@@ -189,6 +189,17 @@ func (f *fights) isRepair(s state.Step, t trigger, links []state.Link) bool {
 		return !slices.ContainsFunc(strings.Split(o.Path, "/"), func(name string) bool { return f.replaced(links, name) })
 	case state.TableName:
 		return s.Op == state.Add && f.last.Names[o]
+	case state.Device:
+		return s.Op == state.Add && f.last.Devices[o]
+	case state.VIP:
+		return s.Op == state.Add && f.last.VIPs[o] && !f.replaced(links, o.Link)
+	case state.LinkUp:
+		was, known := f.last.Up[o.Link]
+		return s.Op == state.Replace && known && was == o.Up && !f.replaced(links, o.Link)
+	case state.Service:
+		return !s.Op.Removes() && f.last.Services[o.ServiceKey] == o
+	case state.Destination:
+		return !s.Op.Removes() && f.last.Destinations[o.DestinationKey] == o
 	}
 	return false
 }

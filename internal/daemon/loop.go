@@ -18,6 +18,9 @@ const (
 	gatherMost  = 200 * time.Millisecond // and none of them waits longer than this
 	gatherHaste = 2 * time.Millisecond   // an urgent one waits for its like alone
 	fullPass    = 5 * time.Minute
+	// balancerLook is how often a director looks whether somebody changed IPVS:
+	// the kernel does not tell.
+	balancerLook = 2 * time.Second
 	// lockPatience is how long a pass waits for another process, and breath how
 	// long it waits for anything without a sign of life to the watchdog.
 	lockPatience = 10 * time.Second
@@ -52,9 +55,10 @@ type loop struct {
 func (l *loop) run(ctx context.Context) {
 	full := time.NewTicker(fullPass)
 	defer full.Stop()
-	retry, gather := stopped(), stopped()
+	retry, gather, balancer := stopped(), stopped(), stopped()
 	defer retry.Stop()
 	defer gather.Stop()
+	defer balancer.Stop()
 	var stopAlive func()
 	l.alive, stopAlive = watchdog()
 	defer stopAlive()
@@ -64,6 +68,9 @@ func (l *loop) run(ctx context.Context) {
 	l.pending.sweep, l.pending.facts = true, true
 	l.again(retry, l.pass(ctx))
 	l.notify(daemon.SdNotifyReady)
+	if l.config != nil && l.config.Balances() {
+		balancer.Reset(balancerLook)
+	}
 	active := time.Now() // the last event, or the end of the last pass
 	for {
 		reloading := false
@@ -110,6 +117,16 @@ func (l *loop) run(ctx context.Context) {
 			l.pending.sweep, l.pending.facts = true, true
 			// A file that was missing may have come where nobody watches.
 			l.pending.reload = l.pending.reload || l.report.ConfigError != "" && l.watches()
+		case <-balancer.C:
+			moved, err := l.Host.IPVSMoved()
+			if err != nil {
+				l.Log.Warn("look at IPVS", "error", err)
+			}
+			if !moved {
+				balancer.Reset(balancerLook)
+				continue
+			}
+			l.pending.pull(kernel.PartIPVS, "IPVS changed")
 		case <-retry.C:
 			l.pending.pull(kernel.AllParts, "retry")
 		case <-l.alive:
@@ -131,6 +148,9 @@ func (l *loop) run(ctx context.Context) {
 			l.notify(daemon.SdNotifyReady)
 		}
 		active = time.Now()
+		if l.config != nil && l.config.Balances() {
+			balancer.Reset(balancerLook)
+		}
 	}
 }
 

@@ -13,6 +13,7 @@ import (
 
 	"github.com/sisod/sisod/internal/kernel"
 	"github.com/sisod/sisod/internal/state"
+	"github.com/sisod/sisod/lvs"
 	"github.com/sisod/sisod/profiles"
 	"github.com/sisod/sisod/routing"
 )
@@ -49,7 +50,9 @@ func Look(ctx context.Context, h *kernel.Host, c *profiles.Config, parts kernel.
 		Sysctls:    routing.Sysctls(c),
 		Window:     [2]uint32{c.Settings.Priority, c.Settings.Priority + profiles.Window - 1},
 		Named:      named(c),
+		Everywhere: c.FollowsMain(),
 		Sweep:      sweep,
+		IPVS:       c.Balances(),
 	}
 	if attend != nil {
 		attend(q.Interfaces, q.Tables)
@@ -60,6 +63,21 @@ func Look(ctx context.Context, h *kernel.Host, c *profiles.Config, parts kernel.
 	}
 	p := Pass{Facts: snapshot.Facts, Observed: snapshot.Observed, Tables: q.Tables}
 	p.Desired, p.Exits = routing.Desired(c, tables, p.Facts)
+	lvs.Add(&p.Desired, c, tables.ByName(), p.Facts, p.Observed)
+	// Which sysctls a role needs depends on the links that are there.
+	asked := len(q.Sysctls)
+	for path := range p.Desired.Sysctls {
+		if !slices.Contains(q.Sysctls[:asked], path) {
+			q.Sysctls = append(q.Sysctls, path)
+		}
+	}
+	if len(q.Sysctls) > asked {
+		slices.Sort(q.Sysctls[asked:])
+		if snapshot, err = h.Read(ctx, q, 0); err != nil {
+			return Pass{}, err
+		}
+		p.Observed = snapshot.Observed
+	}
 	p.Plan = state.Diff(p.Observed, p.Desired)
 	for number, name := range tables.Names() {
 		p.Plan.Names[number] = name
@@ -84,12 +102,17 @@ func named(c *profiles.Config) []kernel.LinkFamily {
 	return list
 }
 
-// Apply remembers the gateways in use and applies the plan of a pass. report
+// Apply remembers the gateways in use and what drains, and applies the plan of a pass. report
 // is told what became of each step.
 func (p Pass) Apply(ctx context.Context, h *kernel.Host, report func(kernel.Outcome)) ([]kernel.Outcome, error) {
 	if !maps.Equal(p.Desired.Known, p.Facts.Known) {
 		if err := h.Remember(p.Desired.Known); err != nil {
 			return nil, fmt.Errorf("record gateways: %w", err)
+		}
+	}
+	if !maps.Equal(p.Desired.Draining, p.Facts.IPVS.Draining) {
+		if err := h.RememberDrains(p.Desired.Draining); err != nil {
+			return nil, fmt.Errorf("record draining real servers: %w", err)
 		}
 	}
 	if err := h.Prune(); err != nil {

@@ -123,7 +123,11 @@ func (l *loop) carryOut(ctx context.Context, p Pass, t trigger) time.Time {
 	l.tellProblems(p.Desired.Problems)
 	l.keep()
 	l.publish()
-	return earliest(l.retries.next(), l.fights.next(limited, now))
+	next := earliest(l.retries.next(), l.fights.next(limited, now))
+	if p.Desired.Recheck > 0 {
+		next = earliest(next, now.Add(p.Desired.Recheck))
+	}
+	return next
 }
 
 // failed tells why a pass did not come to its end, leaves what it was for to the

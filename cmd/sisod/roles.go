@@ -1,0 +1,152 @@
+package main
+
+import (
+	"cmp"
+	"fmt"
+	"maps"
+	"net/netip"
+	"slices"
+	"strings"
+
+	"github.com/sisod/sisod/internal/daemon"
+	"github.com/sisod/sisod/internal/state"
+	"github.com/sisod/sisod/profiles"
+)
+
+// roleStatus is one [real_server.NAME] or [director.NAME].
+type roleStatus struct {
+	Name     string          `json:"name"`
+	Role     string          `json:"role"` // "real server" or "director"
+	Mode     string          `json:"mode"`
+	VIPs     []vipStatus     `json:"vips"`
+	Services []serviceStatus `json:"services,omitempty"` // of a director
+}
+
+// vipStatus is one VIP of a role.
+type vipStatus struct {
+	Address netip.Addr `json:"address"`
+	// Link is where it is, "" when it is not on this host.
+	Link string `json:"link,omitempty"`
+}
+
+// serviceStatus is one IPVS service, as the kernel has it.
+type serviceStatus struct {
+	Service      string              `json:"service"` // as ipvsadm names it
+	Scheduler    string              `json:"scheduler"`
+	Present      bool                `json:"present"`
+	Destinations []destinationStatus `json:"destinations"`
+}
+
+// destinationStatus is one real server of a service.
+type destinationStatus struct {
+	Address  netip.AddrPort `json:"address"`
+	Weight   int            `json:"weight"`
+	Present  bool           `json:"present"`
+	Draining bool           `json:"draining,omitempty"`
+	Active   uint32         `json:"active_connections"`
+	Inactive uint32         `json:"inactive_connections"`
+}
+
+// roles tells how the roles of the profiles stand in the kernel.
+func roles(c *profiles.Config, pass daemon.Pass) []roleStatus {
+	list := []roleStatus{}
+	for _, r := range c.RealServers {
+		list = append(list, roleStatus{Name: r.Name, Role: "real server", Mode: string(r.Mode), VIPs: vips(r.VIPs, pass)})
+	}
+	for _, d := range c.Directors {
+		one := roleStatus{Name: d.Name, Role: "director", Mode: string(d.Mode), VIPs: vips(d.VIPs, pass)}
+		for _, key := range slices.SortedFunc(maps.Keys(pass.Desired.Services), compareServices) {
+			if d.FWMark != 0 && key.Mark == d.FWMark || key.Mark == 0 && slices.ContainsFunc(d.Services, func(p profiles.Port) bool { return serves(d, p, key) }) {
+				one.Services = append(one.Services, service(key, pass))
+			}
+		}
+		list = append(list, one)
+	}
+	return list
+}
+
+// serves reports whether a key is a director's service of a port.
+func serves(d profiles.Director, p profiles.Port, key state.ServiceKey) bool {
+	return p.Number == key.Port && transports[p.Protocol] == key.Protocol &&
+		slices.ContainsFunc(d.VIPs, func(v profiles.At[netip.Addr]) bool { return v.Value == key.Addr })
+}
+
+var transports = map[string]state.Transport{"tcp": state.TCP, "udp": state.UDP, "sctp": state.SCTP}
+
+func compareServices(a, b state.ServiceKey) int {
+	return cmp.Or(a.Addr.Compare(b.Addr), cmp.Compare(a.Port, b.Port), cmp.Compare(a.Option(), b.Option()))
+}
+
+func vips(asked []profiles.At[netip.Addr], pass daemon.Pass) []vipStatus {
+	list := []vipStatus{}
+	for _, v := range asked {
+		one := vipStatus{Address: v.Value}
+		for _, a := range pass.Facts.Addresses {
+			if a.Prefix.Addr() == v.Value {
+				one.Link = a.Link
+			}
+		}
+		list = append(list, one)
+	}
+	return list
+}
+
+func service(key state.ServiceKey, pass daemon.Pass) serviceStatus {
+	have, present := pass.Observed.Services[key]
+	if !present {
+		have = pass.Desired.Services[key]
+	}
+	s := serviceStatus{Service: key.Option(), Scheduler: have.Scheduler, Present: present, Destinations: []destinationStatus{}}
+	for dest, want := range pass.Desired.Destinations {
+		if dest.Service != key {
+			continue
+		}
+		have, present := pass.Observed.Destinations[dest]
+		if !present {
+			have = want
+		}
+		_, draining := pass.Desired.Draining[dest]
+		count := pass.Facts.IPVS.Connections[dest]
+		s.Destinations = append(s.Destinations, destinationStatus{
+			Address: netip.AddrPortFrom(dest.Addr, dest.Port), Weight: have.Weight, Present: present, Draining: draining,
+			Active: count.Active, Inactive: count.Inactive,
+		})
+	}
+	slices.SortFunc(s.Destinations, func(a, b destinationStatus) int { return a.Address.Compare(b.Address) })
+	return s
+}
+
+// roleLines is what a person reads of the roles.
+func roleLines(pal palette, list []roleStatus) []string {
+	var lines []string
+	for _, r := range list {
+		line := fmt.Sprintf("%s %s, %s", r.Role, pal.bold(r.Name), r.Mode)
+		for _, v := range r.VIPs {
+			where := pal.warn("not on this host")
+			if v.Link != "" {
+				where = "on " + v.Link
+			}
+			line += fmt.Sprintf(", %s %s", v.Address, where)
+		}
+		lines = append(lines, line)
+		for _, s := range r.Services {
+			lines = append(lines, "  "+presence(pal, s.Present, false, fmt.Sprintf("%s, %s", s.Service, s.Scheduler)))
+			for _, d := range s.Destinations {
+				text := fmt.Sprintf("%-24s weight %-3d %d active, %d inactive", d.Address, d.Weight, d.Active, d.Inactive)
+				lines = append(lines, "    "+presence(pal, d.Present, d.Draining, text))
+			}
+		}
+	}
+	return lines
+}
+
+func presence(pal palette, present, draining bool, text string) string {
+	text = strings.TrimRight(text, " ")
+	switch {
+	case !present:
+		return text + "  " + pal.bad("not in the kernel")
+	case draining:
+		return text + "  " + pal.warn("draining")
+	}
+	return text
+}
