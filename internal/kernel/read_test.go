@@ -105,11 +105,18 @@ func TestAChangeOfLinksReadsTheirRoutesAgain(t *testing.T) {
 	if got := hop(readHost(t, h, q, AllParts)); got != "em1" {
 		t.Errorf("the route leaves by %q", got)
 	}
-	ip(t, "link set em1 name renamed0")
+	// Older kernels rename no link that is up.
+	rename := func(from, to string) {
+		ip(t, "link set "+from+" down")
+		ip(t, "link set "+from+" name "+to)
+		ip(t, "link set "+to+" up")
+		ip(t, "route add default via 192.0.2.1 table 1001 proto 115")
+	}
+	rename("em1", "renamed0")
 	if got := hop(readHost(t, h, q, PartLinks)); got != "renamed0" {
 		t.Errorf("after the rename the route leaves by %q", got)
 	}
-	ip(t, "link set renamed0 name em1")
+	rename("renamed0", "em1")
 	// A read of routes alone meets a link that it does not know.
 	ip(t, "link add em3 type veth peer name peer3")
 	ip(t, "link set em3 up")
