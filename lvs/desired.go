@@ -16,13 +16,6 @@ import (
 	"github.com/sisod/sisod/profiles"
 )
 
-// Rows of the rule layout that roles use, counted from the first priority of
-// sisod's window (routing has the others).
-const (
-	rowReturn    = 50  // return path of a nat real server, before main's neighbours
-	rowAddresses = 300 // from a VIP
-)
-
 // Add puts what the roles ask for into a desired state that routing has made.
 // tables maps the names of tables to their numbers.
 func Add(d *state.Desired, c *profiles.Config, tables map[string]uint32, f state.Facts, observed state.Observed) {
@@ -116,7 +109,7 @@ func (b *builder) device(d state.Device, origin string) {
 
 // fromVIP leads replies of a VIP by an uplink's table.
 func (b *builder) fromVIP(a netip.Addr, table uint32, origin string) {
-	r := b.row(family(a), rowAddresses, table)
+	r := b.row(family(a), state.RowAddresses, table)
 	r.From = netip.PrefixFrom(a, a.BitLen())
 	b.rule(r, origin)
 }

@@ -35,7 +35,7 @@ func (b *builder) director(d *profiles.Director) {
 	}
 	for _, v := range d.VIPs {
 		for _, p := range d.Services {
-			b.service(d, state.ServiceKey{Family: family(v.Value), Protocol: transport(p.Protocol), Addr: v.Value, Port: p.Number}, p.Pos)
+			b.service(d, state.ServiceKey{Family: family(v.Value), Protocol: state.TransportNamed(p.Protocol), Addr: v.Value, Port: p.Number}, p.Pos)
 		}
 	}
 }

@@ -296,13 +296,13 @@ func (b *builder) natted(r *profiles.RealServer) {
 			Hops: state.HopsOf(state.Hop{Via: d.Value, Dev: link}), Protocol: state.Protocol,
 		}}, d.Pos.Short())
 		for _, a := range addresses {
-			rule := b.row(f, rowReturn, table)
+			rule := b.row(f, state.RowReturn, table)
 			rule.From = netip.PrefixFrom(a, a.BitLen())
 			if len(r.Services) == 0 {
 				b.rule(rule, d.Pos.Short())
 			}
 			for _, s := range r.Services {
-				rule.IPProto = uint8(transport(s.Protocol))
+				rule.IPProto = uint8(state.TransportNamed(s.Protocol))
 				rule.SPort = state.PortRange{First: s.Number, Last: s.Number}
 				b.rule(rule, s.Pos.Short())
 			}
@@ -325,8 +325,4 @@ func (b *builder) towards(to netip.Addr) (link string, own []netip.Addr) {
 		}
 	}
 	return link, own
-}
-
-func transport(name string) state.Transport {
-	return map[string]state.Transport{"tcp": state.TCP, "udp": state.UDP, "sctp": state.SCTP}[name]
 }

@@ -73,14 +73,6 @@ func (d *document) syntax(e toml.ParseError) {
 		end = start + len(word)
 		text, hint = word+" is not a value", unquotedHint(word)
 	}
-	if strings.HasPrefix(text, `expected value but found "`) || strings.HasPrefix(text, "invalid float") {
-		word, _, _ := strings.Cut(d.text[start:], "\n")
-		if i := strings.IndexAny(word, " \t\r,]}#\"'"); i >= 0 {
-			word = word[:i]
-		}
-		end = start + len(word)
-		text, hint = word+" is not a value", unquotedHint(word)
-	}
 	// The parser points at the line end that it did not expect, or behind it;
 	// the line to mend is the one before.
 	for start > 0 && start == len(d.text) && d.text[start-1] == '\n' {

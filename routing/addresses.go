@@ -20,7 +20,7 @@ func (b *builder) addressRules() {
 		}
 		aggregates := b.aggregates(e)
 		for _, p := range aggregates {
-			r := b.row(e.Family, rowAddresses, e.Table)
+			r := b.row(e.Family, state.RowAddresses, e.Table)
 			// iif lo is "sent by this host": a prefix must not catch forwarded traffic.
 			r.From, r.IIF = p, "lo"
 			b.rule(r, e.profile.Pos.Short())
@@ -35,7 +35,7 @@ func (b *builder) addressRules() {
 			if slices.ContainsFunc(aggregates, func(p netip.Prefix) bool { return p.Contains(a) }) {
 				continue
 			}
-			r := b.row(e.Family, rowAddresses, e.Table)
+			r := b.row(e.Family, state.RowAddresses, e.Table)
 			r.From = host(a)
 			b.rule(r, e.profile.Pos.Short())
 		}

@@ -65,7 +65,7 @@ func (b *builder) destinations() {
 				}
 			}
 		}
-		b.rule(b.row(f, rowDestinations, table), origin)
+		b.rule(b.row(f, state.RowDestinations, table), origin)
 	}
 }
 
@@ -121,8 +121,8 @@ func (b *builder) defaults() {
 			}
 			b.route(state.Route{Dst: state.AnyDestination(f), Way: w}, exits[0].profile.Default.Pos.Short())
 		}
-		b.rule(b.row(f, rowMain, state.TableMain).WithoutDefaults(), origin)
-		b.rule(b.row(f, rowDefaults, table), origin)
+		b.rule(b.row(f, state.RowMain, state.TableMain).WithoutDefaults(), origin)
+		b.rule(b.row(f, state.RowDefaults, table), origin)
 	}
 }
 

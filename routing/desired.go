@@ -15,19 +15,6 @@ import (
 	"github.com/sisod/sisod/profiles"
 )
 
-// Rows of the rule layout, counted from the first priority of sisod's window.
-// Lower is asked first.
-const (
-	rowNeighbours   = 100 // main, for what it sends by interfaces that are no uplink
-	rowAddresses    = 300 // from an address of an uplink
-	rowSources      = 400 // from a network behind the host, longest prefix first
-	rowDevices      = 500 // sockets bound to an uplink's interface
-	rowDestinations = 800 // prefixes that prefer an uplink
-	rowMain         = 850 // all that main knows more exactly than a default
-	rowDefaults     = 900 // the host's own default
-	rowSourcesEnd   = rowDevices - 1
-)
-
 // Desired works out what profiles ask for on a host. The exits tell for each
 // uplink and family where it stands.
 func Desired(c *profiles.Config, t Tables, f state.Facts) (state.Desired, []*Exit) {
@@ -150,7 +137,7 @@ func (b *builder) neighbours() {
 		if i < 0 {
 			continue
 		}
-		r := b.row(f, rowNeighbours, state.TableMain)
+		r := b.row(f, state.RowNeighbours, state.TableMain)
 		r.SuppressPrefixLength, r.SuppressGroup = 0, int(b.config.Settings.Group)
 		b.rule(r, b.exits[i].profile.Pos.Short())
 	}
@@ -160,7 +147,7 @@ func (b *builder) neighbours() {
 // default would be taken as on-link there, and ARP would ask for the Internet.
 func (b *builder) sockets(e *Exit) {
 	if e.Active {
-		r := b.row(e.Family, rowDevices, e.Table)
+		r := b.row(e.Family, state.RowDevices, e.Table)
 		r.OIF = e.Interface
 		b.rule(r, e.profile.Pos.Short())
 	}
@@ -180,7 +167,7 @@ func (b *builder) sources() {
 		rank := map[int]int{}
 		for bits := f.Bits(); bits >= 0; bits-- {
 			if lengths[bits] {
-				rank[bits] = min(rowSources+len(rank), rowSourcesEnd)
+				rank[bits] = min(state.RowSources+len(rank), state.RowSourcesEnd)
 			}
 		}
 		for _, e := range b.exits {

@@ -67,11 +67,9 @@ func roles(c *profiles.Config, pass daemon.Pass) []roleStatus {
 
 // serves reports whether a key is a director's service of a port.
 func serves(d profiles.Director, p profiles.Port, key state.ServiceKey) bool {
-	return p.Number == key.Port && transports[p.Protocol] == key.Protocol &&
+	return p.Number == key.Port && state.TransportNamed(p.Protocol) == key.Protocol &&
 		slices.ContainsFunc(d.VIPs, func(v profiles.At[netip.Addr]) bool { return v.Value == key.Addr })
 }
-
-var transports = map[string]state.Transport{"tcp": state.TCP, "udp": state.UDP, "sctp": state.SCTP}
 
 func compareServices(a, b state.ServiceKey) int {
 	return cmp.Or(a.Addr.Compare(b.Addr), cmp.Compare(a.Port, b.Port), cmp.Compare(a.Option(), b.Option()))

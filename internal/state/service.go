@@ -17,6 +17,11 @@ const (
 	SCTP Transport = 132
 )
 
+// TransportNamed is the transport that a profile and ipvsadm call name; 0: none is.
+func TransportNamed(name string) Transport {
+	return map[string]Transport{"tcp": TCP, "udp": UDP, "sctp": SCTP}[name]
+}
+
 // ServiceKey is the identity of a service in the kernel
 // (net/netfilter/ipvs/ip_vs_ctl.c, ip_vs_service_find).
 type ServiceKey struct {

@@ -1,0 +1,15 @@
+package state
+
+// Rows of the rule layout, counted from the first priority of sisod's window.
+// Lower is asked first.
+const (
+	RowReturn       = 50  // return path of a nat real server, before main's neighbours
+	RowNeighbours   = 100 // main, for what it sends by interfaces that are no uplink
+	RowAddresses    = 300 // from an address of an uplink, or a VIP
+	RowSources      = 400 // from a network behind the host, longest prefix first
+	RowDevices      = 500 // sockets bound to an uplink's interface
+	RowDestinations = 800 // prefixes that prefer an uplink
+	RowMain         = 850 // all that main knows more exactly than a default
+	RowDefaults     = 900 // the host's own default
+	RowSourcesEnd   = RowDevices - 1
+)
