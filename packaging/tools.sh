@@ -21,6 +21,7 @@ if [ "${1:-}" = lab ]; then
 	need depmod kmod
 	need xz xz-utils
 	need ipvsadm ipvsadm
+	need keepalived keepalived # Debian starts it only when it has a configuration
 fi
 [ -n "$missing" ] || exit 0
 
