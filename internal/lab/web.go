@@ -2,13 +2,11 @@ package lab
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"io"
 	"net"
 	"net/http"
 	"net/netip"
-	"strings"
 	"sync/atomic"
 	"time"
 )
@@ -84,47 +82,11 @@ func (c countBytes) Write(b []byte) (int, error) {
 // Fetch asks a Web for its page, on a connection of its own, with a body of
 // so many bytes. Without an answer before timeout the error is ErrNoReply.
 func (h *Host) Fetch(ctx context.Context, to netip.AddrPort, body int, timeout time.Duration) (Page, error) {
-	ctx, cancel := context.WithTimeout(ctx, timeout)
-	defer cancel()
-	page, err := h.fetch(ctx, to, body)
-	if err != nil && errors.Is(ctx.Err(), context.DeadlineExceeded) {
-		err = fmt.Errorf("%w in %v: %w", ErrNoReply, timeout, err)
-	}
-	if err != nil {
-		return page, fmt.Errorf("fetch from %s on %s: %w", to, h.Name, err)
-	}
-	return page, nil
-}
-
-func (h *Host) fetch(ctx context.Context, to netip.AddrPort, body int) (Page, error) {
-	transport := &http.Transport{DisableKeepAlives: true, DialContext: func(ctx context.Context, network, address string) (conn net.Conn, err error) {
-		d := net.Dialer{}
-		d.SetMultipathTCP(false)
-		err = h.Do(func() (err error) {
-			conn, err = d.DialContext(ctx, network, address)
-			return err
-		})
-		return conn, err
-	}}
-	defer transport.CloseIdleConnections()
-	request, err := http.NewRequestWithContext(ctx, http.MethodPost, "http://"+to.String()+"/", strings.NewReader(strings.Repeat("x", body)))
+	start := time.Now()
+	v, err := h.Visit(ctx, to, timeout)
 	if err != nil {
 		return Page{}, err
 	}
-	response, err := transport.RoundTrip(request)
-	if err != nil {
-		return Page{}, err
-	}
-	defer response.Body.Close()
-	text, err := io.ReadAll(response.Body)
-	if err != nil {
-		return Page{}, err
-	}
-	var page Page
-	var peer string
-	if _, err := fmt.Sscan(string(text), &page.Server, &peer, &page.Bytes); err != nil {
-		return page, fmt.Errorf("read page %q: %w", text, err)
-	}
-	page.Peer, err = netip.ParseAddrPort(peer)
-	return page, err
+	defer v.Close()
+	return v.fetch(ctx, body, timeout-time.Since(start), true)
 }
