@@ -53,6 +53,14 @@ type Destination struct {
 	TunnelFlags uint16
 }
 
+// rank orders the steps of destinations.
+func (d Destination) rank() int {
+	if d.Weight == 0 {
+		return 1
+	}
+	return 0
+}
+
 // Kind is KindDestination.
 func (Destination) Kind() Kind { return KindDestination }
 

@@ -204,6 +204,9 @@ func compareObjects(a, b Object) int {
 	case Sysctl:
 		// accept_ra before forwarding, which would take learned gateways away.
 		return cmp.Or(cmp.Compare(a.rank(), b.(Sysctl).rank()), strings.Compare(a.Path, b.(Sysctl).Path))
+	case Destination:
+		// Whoever takes over comes before the last one stops taking connections.
+		return cmp.Or(cmp.Compare(a.rank(), b.(Destination).rank()), strings.Compare(a.String(), b.(Destination).String()))
 	}
 	return cmp.Compare(a.Spell(nil), b.Spell(nil))
 }

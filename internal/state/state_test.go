@@ -120,3 +120,24 @@ func TestEveryPhaseHasAReason(t *testing.T) {
 		}
 	}
 }
+
+// A service whose only real server is exchanged is never without one.
+func TestWhoTakesOverComesBeforeWhoStops(t *testing.T) {
+	key := ServiceKey{Family: IPv4, Protocol: TCP, Addr: netip.MustParseAddr("203.0.113.1"), Port: 80}
+	server := func(addr string, weight int) Destination {
+		return Destination{DestinationKey: DestinationKey{Service: key, Addr: netip.MustParseAddr(addr), Port: 80}, Forward: DirectTo, Weight: weight}
+	}
+	observed, desired := Observed{State: New()}, Desired{State: New()}
+	for _, d := range []Destination{server("10.0.0.1", 1), server("10.0.0.3", 0)} {
+		observed.Destinations[d.DestinationKey] = d
+	}
+	for _, d := range []Destination{server("10.0.0.1", 0), server("10.0.0.2", 1), server("10.0.0.3", 1)} {
+		desired.Destinations[d.DestinationKey] = d
+	}
+	const want = `ipvsadm -a -t 203.0.113.1:80 -r 10.0.0.2:80 -g -w 1
+ipvsadm -e -t 203.0.113.1:80 -r 10.0.0.3:80 -g -w 1
+ipvsadm -e -t 203.0.113.1:80 -r 10.0.0.1:80 -g -w 0`
+	if got := strings.Join(Diff(observed, desired).Commands(), "\n"); got != want {
+		t.Errorf("%s\nwant\n%s", got, want)
+	}
+}
