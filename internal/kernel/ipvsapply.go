@@ -52,6 +52,7 @@ func (a *application) serviceBatch(number uint16, missing error, start, end int)
 	fresh := make([]bool, end-start)
 	var msgs []message
 	var sent []int
+	rescheduled := map[state.Family]bool{}
 	for i := range errs {
 		step := a.plan.Steps[start+i]
 		s := step.Object.(state.Service)
@@ -63,6 +64,9 @@ func (a *application) serviceBatch(number uint16, missing error, start, end int)
 			}
 			m = genericMessage(number, ipvsDelService, appendServiceName(nil, s.ServiceKey))
 		case state.Replace:
+			if a.host.cached.Observed.Services[s.ServiceKey].Scheduler != s.Scheduler {
+				rescheduled[s.Family] = true
+			}
 			m = genericMessage(number, ipvsSetService, appendService(nil, s))
 		default:
 			fresh[i] = g.noteService(s.ServiceKey)
@@ -76,6 +80,9 @@ func (a *application) serviceBatch(number uint16, missing error, start, end int)
 		fill(answers, err)
 	case missing != nil:
 		fill(answers, missing)
+	case len(rescheduled) > 0:
+		err := a.host.hushed(rescheduled, func() { answers = a.host.generic.do(msgs) })
+		answers[0] = errors.Join(answers[0], err)
 	default:
 		answers = a.host.generic.do(msgs)
 	}

@@ -357,6 +357,15 @@ func (g *ledger) ownsGroup(index int, group uint32) bool {
 	return i >= 0 && g.page.Groups[i].owns(group)
 }
 
+// sysctlFound is the value that a place had before sisod set one.
+func (g *ledger) sysctlFound(p sysctlPlace) (value string, ok bool) {
+	i := g.sysctlAt(p)
+	if i < 0 {
+		return "", false
+	}
+	return g.page.Sysctls[i].Found, true
+}
+
 // noteSysctl records a change that is about to be made.
 func (g *ledger) noteSysctl(p sysctlPlace, found, set string) {
 	g.reload()
