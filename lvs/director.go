@@ -170,12 +170,13 @@ func (b *builder) drain() {
 			}
 		}
 	}
+	deputies := map[state.ServiceKey]string{}
 	for key, have := range b.observed.Destinations {
 		if _, wanted := b.Destinations[key]; wanted {
 			continue
 		}
-		limit, ok := limits[key.Service]
-		if !ok {
+		limit, wanted := limits[key.Service]
+		if !wanted {
 			limit = drainLimit
 		}
 		since, begun := b.facts.IPVS.Draining[key]
@@ -183,9 +184,21 @@ func (b *builder) drain() {
 			since = b.facts.Now
 		}
 		count := b.facts.IPVS.Connections[key]
-		left := since.Add(limit).Sub(b.facts.Now)
+		end := since.Add(limit)
+		left := end.Sub(b.facts.Now)
 		idle := count.Active == 0 && (key.Service.Protocol == state.TCP || count.Inactive == 0)
-		if left <= 0 || begun && idle {
+		over := left <= 0 || begun && idle
+		deputy := ""
+		if wanted && (begun || !over) {
+			if _, passed := deputies[key.Service]; !passed {
+				deputies[key.Service] = b.passOver(key.Service)
+			}
+			deputy = deputies[key.Service]
+		}
+		if over {
+			if deputy != "" {
+				b.later(drainInterval) // it goes after the real server
+			}
 			continue
 		}
 		have.Weight = 0
@@ -199,11 +212,33 @@ func (b *builder) drain() {
 		if begun {
 			b.Problems = append(b.Problems, state.Problem{
 				Subject: "service " + key.Service.Option(),
-				Text: fmt.Sprintf("real server %s was removed and drains: %d active connections, %s left",
-					netip.AddrPortFrom(key.Addr, key.Port), count.Active, left.Round(time.Second)),
+				// How many and how long would be another problem every second; status
+				// shows the connections.
+				Text: fmt.Sprintf("real server %s was removed and drains: it goes with its last connection, or at %s%s",
+					netip.AddrPortFrom(key.Addr, key.Port), end.UTC().Format(time.RFC3339), deputy),
 			})
 		}
 	}
+}
+
+// passOver has a service's scheduler give nothing to a real server that drains,
+// and tells what that takes. Hashes go on choosing one of weight 0 for its share
+// of clients, who are then refused: sh unless it may fall back
+// (net/netfilter/ipvs/ip_vs_sh.c), and dh in any case (ip_vs_dh.c). lblc keeps
+// together what is for one address too, and heeds weights.
+func (b *builder) passOver(key state.ServiceKey) (deputy string) {
+	s := b.Services[key]
+	origin := b.Origins[s]
+	switch {
+	case s.Scheduler == "sh" && s.Flags&state.ServiceSched1 == 0:
+		s.Flags |= state.ServiceSched1
+		deputy = "; until then sh falls back to others"
+	case s.Scheduler == "dh":
+		s.Scheduler = "lblc"
+		deputy = "; until then lblc stands in for dh, which would go on choosing it"
+	}
+	b.Services[key], b.Origins[s] = s, origin
+	return deputy
 }
 
 // keepFor keeps what the connections of a draining service stand on: its VIP,
