@@ -111,10 +111,11 @@ func (b *builder) finish() (*Config, error) {
 // room complains about the first uplink that follows connections and finds no
 // mark left.
 func (b *builder) room(c *Config) {
-	marks := uint64(1)<<bits.OnesCount32(b.settings.MarkMask) - 1
+	// One bit tells connections that came in from those that went out, and 0 is none.
+	marks := uint64(1)<<(bits.OnesCount32(b.settings.MarkMask)-1) - 1
 	following := uint64(0)
 	for i, u := range c.Uplinks {
-		if !u.Forward {
+		if !u.Forward && !u.Masquerade {
 			continue
 		}
 		if following++; following > marks {

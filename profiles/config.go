@@ -9,6 +9,7 @@ import (
 	"fmt"
 	"net/netip"
 	"path/filepath"
+	"slices"
 )
 
 // DefaultDir is where sisod.toml and the folder profiles are read from.
@@ -184,6 +185,11 @@ type Nexthop struct {
 	Dev    string
 	OnLink bool
 	Weight int // from 1
+}
+
+// Follows reports whether connections are to be followed, marked or translated.
+func (c *Config) Follows() bool {
+	return slices.ContainsFunc(c.Uplinks, func(u Uplink) bool { return u.Forward || u.Masquerade })
 }
 
 // Interfaces are the interfaces of all uplinks.

@@ -196,7 +196,7 @@ func TestFromEverythingIsNoSelector(t *testing.T) {
 func TestOnlyFollowingUplinksNeedMarks(t *testing.T) {
 	for forward, want := range map[string]bool{"": true, "forward = true\n": false} {
 		_, err := Load("", files(t, map[string]string{
-			SettingsFile:      "mark_mask = 0x100\n",
+			SettingsFile:      "mark_mask = 0x300\n",
 			"profiles/a.toml": china + "forward = true\n[uplink.b]\ninterface = \"em2\"\n" + forward,
 		}))
 		if (err == nil) != want {

@@ -40,6 +40,9 @@ func Desired(c *profiles.Config, t Tables, f state.Facts) (state.Desired, []*Exi
 	for i := range c.Uplinks {
 		b.interfaceOf(&c.Uplinks[i])
 	}
+	b.forward()
+	b.marked()
+	b.NFTable = b.chains.Table()
 	b.troubles()
 	b.destinations()
 	b.defaults()
@@ -56,6 +59,7 @@ type builder struct {
 	tables Tables
 	facts  state.Facts
 	exits  []*Exit
+	chains Chains
 }
 
 func (b *builder) problem(subject string, pos profiles.Position, format string, args ...any) {
@@ -212,14 +216,15 @@ func (b *builder) interfaceOf(u *profiles.Uplink) {
 	if u.RPFilter == "" {
 		return
 	}
-	value := map[string]string{"off": "0", "strict": "1", "loose": "2"}[u.RPFilter]
-	s := state.Sysctl{Path: RPFilterPath(link.Name), Value: value}
-	b.Sysctls[s.Path] = s.Value
-	b.Origins[s] = u.Pos.Short()
+	value := rpFilters[u.RPFilter]
+	b.sysctl(state.Sysctl{Path: RPFilterPath(link.Name), Value: value}, u.Pos)
 	if all := b.facts.Sysctls[RPFilterPath("all")]; all > value {
 		b.problem(subject, u.Pos, "rp_filter = %q has no effect: net.ipv4.conf.all.rp_filter is %s, and the kernel uses the greater of the two; lower all, or leave the key out", u.RPFilter, all)
 	}
 }
+
+// rpFilters are the values of rp_filter by their names in a profile.
+var rpFilters = map[string]string{"off": "0", "strict": "1", "loose": "2"}
 
 // RPFilterPath is the sysctl of an interface's reverse-path filter, or that of
 // all (Documentation/networking/ip-sysctl.rst: the greater of the two counts).
@@ -229,8 +234,11 @@ func RPFilterPath(link string) string { return "net/ipv4/conf/" + link + "/rp_fi
 func Sysctls(c *profiles.Config) []string {
 	paths := []string{RPFilterPath("all")}
 	for _, u := range c.Uplinks {
-		if u.RPFilter != "" {
+		if u.RPFilter != "" || u.Forward {
 			paths = append(paths, RPFilterPath(u.Interface))
+		}
+		if u.Masquerade && !slices.Contains(paths, ipForward) {
+			paths = append(paths, ipForward)
 		}
 	}
 	return paths
@@ -276,9 +284,6 @@ func (b *builder) troubles() {
 		}
 		if n := b.facts.MainSkipped[u.Interface]; n > 0 {
 			b.problem(subject, u.Pos, "main has too many routes by %s: %d of them are not taken over into table %s and replies to them go by its default; if they belong to a routing daemon give them its protocol number", u.Interface, n, u.Name)
-		}
-		if u.Forward || u.Masquerade {
-			b.problem(subject, u.Pos, "forward and masquerade need connection marks, which this version does not set; only the host's own replies follow this uplink")
 		}
 	}
 }

@@ -53,6 +53,7 @@ func Look(ctx context.Context, h *kernel.Host, c *profiles.Config, parts kernel.
 		Everywhere: c.FollowsMain(),
 		Sweep:      sweep,
 		IPVS:       c.Balances(),
+		NFT:        c.Follows(),
 	}
 	if attend != nil {
 		attend(q.Interfaces, q.Tables)

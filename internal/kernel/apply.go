@@ -99,6 +99,12 @@ func (a *application) run(ctx context.Context, start, end int) {
 	case state.KindTableName:
 		a.host.stale |= PartNames
 		errs = a.host.applyNames(steps)
+	case state.KindMark:
+		a.host.stale |= PartValues
+		errs = a.host.applyMarks(steps)
+	case state.KindNFTable:
+		a.host.stale |= PartNFT
+		errs = a.host.applyNFTables(steps)
 	case state.KindLinkGroup:
 		a.host.stale |= PartLinks | PartValues
 		errs = a.host.applyGroups(steps)

@@ -52,13 +52,15 @@ type Events struct {
 	stop context.CancelFunc
 	file *os.File
 	raw  syscall.RawConn
-	ask  *conn // for what the first messages, and those after a loss, are compared with
+	nft  *os.File // nil: this kernel has no nf_tables to tell of
+	ask  *conn    // for what the first messages, and those after a loss, are compared with
 	own  map[uint32]bool
 	log  *slog.Logger
 	err  error // why the stream ended by itself; read after done
 
-	mu   sync.Mutex
-	last baseline
+	mu     sync.Mutex
+	last   baseline
+	ownNFT uint32 // the port of the socket that writes to nf_tables
 }
 
 // Listen begins to listen in the network namespace of the calling thread. What
@@ -118,11 +120,18 @@ func (e *Events) open(buffer int) (err error) {
 	if e.ask, err = openConn(unix.NETLINK_ROUTE); err != nil {
 		return err
 	}
+	if e.nft, err = openNFTEvents(); err != nil {
+		e.log.Debug("not told of changes to nf_tables", "error", err)
+		e.nft = nil
+	}
 	return e.look()
 }
 
 func (e *Events) close() {
 	_ = e.file.Close()
+	if e.nft != nil {
+		_ = e.nft.Close()
+	}
 	if e.ask != nil {
 		e.ask.close()
 	}
@@ -168,6 +177,7 @@ func (e *Events) SetInterest(interfaces []string, tables []uint32) {
 func (e *Events) run(ctx context.Context) {
 	defer close(e.done)
 	defer close(e.c)
+	defer e.followNFT(ctx)()
 	defer e.close()
 	defer e.stop()
 	defer context.AfterFunc(ctx, func() { _ = e.file.SetReadDeadline(time.Unix(1, 0)) })()

@@ -30,6 +30,7 @@ type Host struct {
 	options Options
 	conn    *conn // rules and routes
 	generic *conn // IPVS, and receivers of encapsulated packets
+	nft     *nft  // nil until it is needed
 	links   *links
 	ledger  *ledger
 	cached  Snapshot
@@ -80,6 +81,7 @@ func Open(o Options) (*Host, error) {
 
 // Close ends the use of the kernel. What was applied stays.
 func (h *Host) Close() {
+	h.nft.close()
 	h.links.close()
 	h.generic.close()
 	h.conn.close()
@@ -97,6 +99,7 @@ const (
 	PartValues                    // sysctls, devices, VIPs, up-states, ledger
 	PartNames                     // rt_tables
 	PartIPVS                      // services, destinations, timeouts and sync daemons of IPVS
+	PartNFT                       // sisod's table of nf_tables
 	PartExpired                   // of PartMain, what is on the interfaces named to Expire
 	AllParts    Parts = 1<<iota - 1
 )
@@ -118,6 +121,9 @@ type Query struct {
 	// IPVS asks for the kernel's balancer, which loads it. What is sisod's in it
 	// is read in any case.
 	IPVS bool
+	// NFT asks for nf_tables, which loads it, and Proxy whether packets can be given
+	// to transparent sockets. sisod's table is read in any case.
+	NFT, Proxy bool
 }
 
 // LinkFamily is one address family of an interface.

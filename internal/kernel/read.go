@@ -20,6 +20,7 @@ func (h *Host) Read(ctx context.Context, q Query, parts Parts) (Snapshot, error)
 	h.query = Query{
 		Interfaces: slices.Clone(q.Interfaces), Tables: slices.Clone(q.Tables), Sysctls: slices.Clone(q.Sysctls),
 		Window: q.Window, Named: slices.Clone(q.Named), Everywhere: q.Everywhere, Sweep: q.Sweep, IPVS: q.IPVS,
+		NFT: q.NFT, Proxy: q.Proxy,
 	}
 	h.unnamed = map[int]bool{}
 	for range readPasses {
@@ -67,6 +68,7 @@ func (h *Host) readStale(ctx context.Context) error {
 		{PartMain | PartExpired, h.readMain},
 		{PartValues, h.readValues},
 		{PartIPVS, h.readIPVS},
+		{PartNFT, h.readNFTable},
 	} {
 		if h.stale&r.part == 0 {
 			continue
@@ -109,6 +111,9 @@ func (h *Host) asked(q Query) Parts {
 	}
 	if q.IPVS != h.query.IPVS {
 		parts |= PartIPVS
+	}
+	if q.NFT != h.query.NFT || q.Proxy != h.query.Proxy {
+		parts |= PartNFT
 	}
 	if q.Window != h.query.Window {
 		parts |= PartRules
@@ -304,6 +309,8 @@ func (h *Host) readValues() error {
 	h.cached.Facts.Sysctls, h.cached.Observed.Sysctls = values, values
 	h.cached.Facts.Known = h.ledger.known()
 	h.cached.Facts.FoundGroups = before.Groups
+	h.cached.Facts.Marks = h.ledger.marks()
+	h.cached.Observed.Marks = h.cached.Facts.Marks
 	h.cached.Observed.Groups, h.cached.Observed.Before = groups, before
 	return nil
 }

@@ -36,6 +36,9 @@ type Facts struct {
 	// ForeignRoutes are the routes of others in tables of sisod's.
 	ForeignRoutes []Route
 	IPVS          IPVSFacts
+	NFT           NFTFacts
+	// Marks are the numbers in use, now or earlier in this boot, by owner.
+	Marks map[Mark]bool
 	// Now is when the facts were read.
 	Now time.Time
 	// FoundGroups are the groups that links were in before sisod moved them, by
@@ -108,6 +111,14 @@ func (p Problem) String() string {
 		s += " (" + p.Origin + ")"
 	}
 	return s
+}
+
+// NFTFacts is what is to know of nf_tables besides sisod's table.
+type NFTFacts struct {
+	// Missing is why there is no nf_tables for sisod, "" when there is.
+	Missing string
+	// NoProxy is why packets cannot be given to transparent sockets, "" when they can.
+	NoProxy string
 }
 
 // IPVSFacts is what the kernel's balancer has that is not sisod's to decide.

@@ -38,12 +38,14 @@ type phase struct {
 // last.
 var phases = [...]phase{
 	{kind: KindTableName, why: "so that an operator who looks in the middle reads names"},
+	{kind: KindMark, why: "a number is noted before a connection carries it"},
 	{kind: KindDevice, why: "everything else names links"},
 	{kind: KindLinkGroup, why: "a suppress_ifgroup rule that finds no link in the group lets main decide replies"},
 	{kind: KindSysctl, why: "a reverse-path filter must be right before packets take the new way"},
 	{kind: KindLinkUp, why: "after its filter is right: the first packet may come with the link"},
 	{kind: KindVIP, why: "after the ARP sysctls: a VIP that is there before them is answered for"},
 	{kind: KindRoute, why: "a table is complete before any rule leads to it"},
+	{kind: KindNFTable, why: "a mark that no rule looks at changes no way"},
 	{kind: KindRule, why: "ascending: main's own networks are let through before a source rule catches them"},
 	{kind: KindTimeouts, why: "before the first connection of a service"},
 	{kind: KindSyncDaemon, why: "before the first connection that a backup should know"},
@@ -54,12 +56,14 @@ var phases = [...]phase{
 	{kind: KindSyncDaemon, back: true, why: "nothing is left to tell a backup"},
 	{kind: KindTimeouts, back: true, why: "given back when no service of sisod's uses them"},
 	{kind: KindRule, back: true, descending: true, why: "the mirror image: source rules go before the rule that protects main's networks"},
+	{kind: KindNFTable, back: true, why: "marks mean nothing when their rules are gone"},
 	{kind: KindRoute, back: true, why: "a table is emptied only after the rules to it are gone, or it would leak into main"},
 	{kind: KindVIP, back: true, why: "before the ARP sysctls are given back"},
 	{kind: KindLinkUp, back: true, why: "a link goes down when nothing uses it"},
 	{kind: KindSysctl, back: true, why: "the filter is put back when the ways that needed it are gone"},
 	{kind: KindLinkGroup, back: true, why: "no rule looks at the group any more"},
 	{kind: KindDevice, back: true, why: "when nothing names it any more"},
+	{kind: KindMark, back: true, why: "when no packet gets the mark any more, its connections are forgotten"},
 	{kind: KindTableName, back: true, why: "the name goes with the last thing that it named"},
 }
 

@@ -93,6 +93,16 @@ func Diff(observed Observed, desired Desired) Plan {
 		p.Steps = append(p.Steps, s)
 	}
 	diffSets(observed.Names, desired.Names, step)
+	diffSets(observed.Marks, desired.Marks, step)
+	switch {
+	case observed.NFTable.Text == desired.NFTable.Text:
+	case desired.NFTable.Text == "":
+		step(Delete, observed.NFTable)
+	case observed.NFTable.Text == "":
+		step(Add, desired.NFTable)
+	default:
+		step(Replace, desired.NFTable)
+	}
 	diffSets(observed.Devices, desired.Devices, step)
 	diffSets(observed.VIPs, desired.VIPs, step)
 	diffSets(observed.Rules, desired.Rules, step)

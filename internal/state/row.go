@@ -5,6 +5,8 @@ package state
 const (
 	RowReturn       = 50  // return path of a nat real server, before main's neighbours
 	RowNeighbours   = 100 // main, for what it sends by interfaces that are no uplink
+	RowBetween      = 150 // marked packets that came in by an uplink: to hosts on another's network
+	RowMarked       = 200 // by the uplink of their connection
 	RowAddresses    = 300 // from an address of an uplink, or a VIP
 	RowSources      = 400 // from a network behind the host, longest prefix first
 	RowDevices      = 500 // sockets bound to an uplink's interface

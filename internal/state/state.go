@@ -57,6 +57,8 @@ type State struct {
 	Names   map[TableName]bool
 	Groups  map[string]uint32 // link name to link group
 	Sysctls map[string]string // path below /proc/sys to value
+	Marks   map[Mark]bool
+	NFTable NFTable
 	Routes  Routes
 	Rules   map[Rule]bool
 
@@ -75,6 +77,7 @@ func New() State {
 		Names:   map[TableName]bool{},
 		Groups:  map[string]uint32{},
 		Sysctls: map[string]string{},
+		Marks:   map[Mark]bool{},
 		Routes:  Routes{},
 		Rules:   map[Rule]bool{},
 
@@ -118,12 +121,14 @@ type Kind uint8
 // The kinds, in the order of the table in order.go.
 const (
 	KindTableName Kind = iota
+	KindMark
 	KindDevice
 	KindLinkGroup
 	KindSysctl
 	KindLinkUp
 	KindVIP
 	KindRoute
+	KindNFTable
 	KindRule
 	KindTimeouts
 	KindSyncDaemon
@@ -132,7 +137,7 @@ const (
 )
 
 var kindNames = [...]string{
-	"table name", "device", "link group", "sysctl", "link", "address", "route", "rule",
+	"table name", "mark", "device", "link group", "sysctl", "link", "address", "route", "nft table", "rule",
 	"ipvs timeouts", "ipvs sync", "service", "destination",
 }
 
