@@ -42,7 +42,7 @@ func Desired(c *profiles.Config, t Tables, f state.Facts) (state.Desired, []*Exi
 	}
 	b.forward()
 	b.marked()
-	b.NFTable = b.chains.Table()
+	b.AddPackets(b.packets)
 	b.troubles()
 	b.destinations()
 	b.defaults()
@@ -55,11 +55,11 @@ func Desired(c *profiles.Config, t Tables, f state.Facts) (state.Desired, []*Exi
 
 type builder struct {
 	state.Desired
-	config *profiles.Config
-	tables Tables
-	facts  state.Facts
-	exits  []*Exit
-	chains Chains
+	config  *profiles.Config
+	tables  Tables
+	facts   state.Facts
+	exits   []*Exit
+	packets state.NFRules
 }
 
 func (b *builder) problem(subject string, pos profiles.Position, format string, args ...any) {

@@ -7,38 +7,11 @@ import (
 	"github.com/sisod/sisod/profiles"
 )
 
-// Names of the chains of sisod's table.
-const (
-	chainIncoming  = "incoming"
-	chainDelivered = "delivered"
-	chainSent      = "sent"
-	chainOutgoing  = "outgoing"
-	chainTranslate = "translate"
-)
-
 // IANA numbers of the protocols of ICMP errors.
 const (
 	protocolICMP   = 1
 	protocolICMPv6 = 58
 )
-
-// Chains puts rules into the chains of sisod's table, in the order in which
-// several rooms ask for them.
-type Chains struct {
-	Incoming, Delivered, Sent, Outgoing, Translate []state.NFRule
-}
-
-// Table is the table of all chains.
-func (c Chains) Table() state.NFTable {
-	return state.NewNFTable([]state.NFChain{
-		{Name: chainIncoming, Type: "filter", Hook: "prerouting", Priority: state.PriorityMangle, Rules: c.Incoming},
-		{Name: chainDelivered, Type: "filter", Hook: "input", Priority: state.PriorityMangle, Rules: c.Delivered},
-		// A chain of type route looks the way up again when the mark has changed.
-		{Name: chainSent, Type: "route", Hook: "output", Priority: state.PriorityMangle, Rules: c.Sent},
-		{Name: chainOutgoing, Type: "filter", Hook: "postrouting", Priority: state.PriorityMangle, Rules: c.Outgoing},
-		{Name: chainTranslate, Type: "nat", Hook: "postrouting", Priority: state.PrioritySource, Rules: c.Translate},
-	})
-}
 
 // follower is an uplink that follows connections.
 type follower struct {
@@ -138,27 +111,27 @@ func (b *builder) forward() {
 					protocol = protocolICMPv6
 				}
 				// The kernel chose the source for the way that the error would have taken.
-				b.chains.Sent = append(b.chains.Sent, state.NFRule{state.NFTransport{Protocol: protocol}, state.NFRelated{}, state.NFDirection{Reply: true},
+				b.packets.Sent = append(b.packets.Sent, state.NFRule{state.NFTransport{Protocol: protocol}, state.NFRelated{}, state.NFDirection{Reply: true},
 					carries(own), elsewhere, state.NFSetSource{Addr: e.src}})
 			}
-			b.chains.Sent = append(b.chains.Sent, state.NFRule{state.NFDirection{Reply: true}, carries(own), elsewhere, state.NFSetMark{Mask: mask, Value: own}})
+			b.packets.Sent = append(b.packets.Sent, state.NFRule{state.NFDirection{Reply: true}, carries(own), elsewhere, state.NFSetMark{Mask: mask, Value: own}})
 		}
 		if f.Masquerade {
 			out := state.NFInterface{Out: true, Name: f.Interface}
-			b.chains.Outgoing = append(b.chains.Outgoing, state.NFRule{out, state.NFDirection{}, state.NFForeignSource{}, carries(0), state.NFSetMark{Connection: true, Mask: mask, Value: outgoing}})
-			b.chains.Translate = append(b.chains.Translate, state.NFRule{out, carries(outgoing), state.NFMasquerade{}})
+			b.packets.Outgoing = append(b.packets.Outgoing, state.NFRule{out, state.NFDirection{}, state.NFForeignSource{}, carries(0), state.NFSetMark{Connection: true, Mask: mask, Value: outgoing}})
+			b.packets.Translate = append(b.packets.Translate, state.NFRule{out, carries(outgoing), state.NFMasquerade{}})
 			b.masquerades(f)
 		}
 	}
-	b.chains.Incoming = append(b.chains.Incoming, slices.Concat(ingress, replies, filtered)...)
+	b.packets.Incoming = append(b.packets.Incoming, slices.Concat(ingress, replies, filtered)...)
 }
 
 // marked clears sisod's bits where a packet has arrived: nobody looks at them
 // any more, and IPVS looks at the whole mark.
 func (b *builder) marked() {
 	mask := b.config.Settings.MarkMask
-	if len(b.chains.Incoming) > 0 {
-		b.chains.Delivered = append(b.chains.Delivered, state.NFRule{state.NFMark{Not: true, Mask: mask}, state.NFSetMark{Mask: mask}})
+	if len(b.packets.Incoming) > 0 {
+		b.packets.Delivered = append(b.packets.Delivered, state.NFRule{state.NFMark{Not: true, Mask: mask}, state.NFSetMark{Mask: mask}})
 	}
 }
 

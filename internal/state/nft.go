@@ -63,6 +63,36 @@ func NewNFTable(chains []NFChain) NFTable {
 	return NFTable{Text: SpellNFTable(b.String()), chains: &kept}
 }
 
+// NFRules are the rules of sisod's chains, in order. Whoever asks for some adds
+// its own to those of others.
+type NFRules struct {
+	Incoming  []NFRule // whatever comes in by an interface
+	Delivered []NFRule // what has arrived at this host
+	Forwarded []NFRule // what only passes
+	Sent      []NFRule // what this host sends; a changed mark has its way looked up again
+	Outgoing  []NFRule // whatever goes out by an interface
+	Translate []NFRule // the first packet of what goes out by an interface
+}
+
+// AddPackets adds rules to those of sisod's table.
+func (d *Desired) AddPackets(r NFRules) {
+	p := &d.packets
+	p.Incoming = append(p.Incoming, r.Incoming...)
+	p.Delivered = append(p.Delivered, r.Delivered...)
+	p.Forwarded = append(p.Forwarded, r.Forwarded...)
+	p.Sent = append(p.Sent, r.Sent...)
+	p.Outgoing = append(p.Outgoing, r.Outgoing...)
+	p.Translate = append(p.Translate, r.Translate...)
+	d.NFTable = NewNFTable([]NFChain{
+		{Name: "incoming", Type: "filter", Hook: "prerouting", Priority: PriorityMangle, Rules: p.Incoming},
+		{Name: "delivered", Type: "filter", Hook: "input", Priority: PriorityMangle, Rules: p.Delivered},
+		{Name: "forwarded", Type: "filter", Hook: "forward", Priority: PriorityMangle, Rules: p.Forwarded},
+		{Name: "sent", Type: "route", Hook: "output", Priority: PriorityMangle, Rules: p.Sent},
+		{Name: "outgoing", Type: "filter", Hook: "postrouting", Priority: PriorityMangle, Rules: p.Outgoing},
+		{Name: "translate", Type: "nat", Hook: "postrouting", Priority: PrioritySource, Rules: p.Translate},
+	})
+}
+
 // NFTableRead is a table that was found; chains are texts of SpellNFChain.
 func NFTableRead(chains string) NFTable { return NFTable{Text: SpellNFTable(chains)} }
 

@@ -40,6 +40,7 @@ type Desired struct {
 	Draining map[DestinationKey]time.Time
 	// Recheck is when another pass is due without any event; 0: never.
 	Recheck time.Duration
+	packets NFRules // of which NFTable is made
 }
 
 // Origin returns the profile's place for an object, or "".
