@@ -54,10 +54,11 @@ func TestImpossibleDestinationsSayWhy(t *testing.T) {
 	upside := destination(k, "10.0.0.2", 80, state.DirectTo, 1)
 	upside.Upper, upside.Lower = 3, 5
 	for text, d := range map[string]state.Destination{
-		"by tunnel alone":                destination(k, "2001:db8::1", 80, state.Masquerade, 1),
-		"a weight is 0 to 2147483647":    heavy,
-		"is not above the upper one":     upside,
-		"add destination -t 203.0.113.1": heavy,
+		"a threshold is at most 2147483647": high,
+		"by tunnel alone":                   destination(k, "2001:db8::1", 80, state.Masquerade, 1),
+		"a weight is 0 to 2147483647":       heavy,
+		"is not above the upper one":        upside,
+		"add destination -t 203.0.113.1":    heavy,
 	} {
 		o := h.Apply(t.Context(), plan(t, h, balanced, balancing(service(k, "rr"), d)), nil)
 		if len(o) != 1 || o[0].Err == nil || !strings.Contains(o[0].Err.Error(), text) {
