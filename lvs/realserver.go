@@ -4,6 +4,7 @@ import (
 	"cmp"
 	"fmt"
 	"hash/fnv"
+	"maps"
 	"net/netip"
 	"slices"
 	"strings"
@@ -92,13 +93,14 @@ func (b *builder) tunnels(r *profiles.RealServer, vip netip.Addr) []state.Device
 	}
 	for i, d := range r.Directors {
 		shared := fallback(r.Tunnel.Kind, family(vip), family(d.Value))
-		name := deviceName(r.Name, family(vip), i)
+		name := b.freeName(r.Name, family(vip), i, out)
+		named := false
 		// The module's own device takes packets from anybody, whatever it is told.
 		if i == 0 && r.Interface != "" && deviceTypes[r.Interface] == "" && !b.asOther(r.Interface, deviceTypes[shared]) {
-			name = r.Interface
+			name, named = r.Interface, true
 		}
 		device := state.Device{Name: name, Type: deviceTypes[shared], Remote: d.Value}
-		if have, ok := b.between(device); ok {
+		if have, ok := b.between(device, named); ok {
 			device = have
 		}
 		out = append(out, device)
@@ -114,10 +116,17 @@ func (b *builder) tunnels(r *profiles.RealServer, vip netip.Addr) []state.Device
 
 // between is the device of the same type to the same director that is asked for
 // already: over IPv6, and with GRE, one takes both families, and the kernel
-// refuses a second one with the same ends.
-func (b *builder) between(like state.Device) (state.Device, bool) {
+// refuses a second one with the same ends. One that sisod has made stays as it
+// is, whatever place in whose list its director has now, unless it is to have
+// another name.
+func (b *builder) between(like state.Device, named bool) (state.Device, bool) {
 	for d := range b.Devices {
 		if d.Type == like.Type && d.Remote == like.Remote {
+			return d, true
+		}
+	}
+	for d := range b.observed.Devices {
+		if d.Type == like.Type && d.Remote == like.Remote && !named {
 			return d, true
 		}
 	}
@@ -133,6 +142,20 @@ func (b *builder) asOther(name, kind string) bool {
 		}
 	}
 	return false
+}
+
+// freeName is a name for the device to the director at place i. The device of
+// one that had the place before has its name still.
+func (b *builder) freeName(role string, inner state.Family, i int, besides []state.Device) string {
+	taken := func(name string) bool {
+		named := func(d state.Device) bool { return d.Name == name }
+		return slices.ContainsFunc(besides, named) || slices.ContainsFunc(slices.Collect(maps.Keys(b.Devices)), named) ||
+			slices.ContainsFunc(slices.Collect(maps.Keys(b.observed.Devices)), named)
+	}
+	for taken(deviceName(role, inner, i)) {
+		i++
+	}
+	return deviceName(role, inner, i)
 }
 
 // deviceName is a name of at most 15 bytes (IFNAMSIZ), stable for a role: of a
