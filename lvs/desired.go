@@ -8,6 +8,7 @@ package lvs
 
 import (
 	"fmt"
+	"maps"
 	"net/netip"
 	"slices"
 	"time"
@@ -23,6 +24,7 @@ func Add(d *state.Desired, c *profiles.Config, tables map[string]uint32, f state
 		d.Draining = map[state.DestinationKey]time.Time{}
 	}
 	b := builder{Desired: d, config: c, tables: tables, facts: f, observed: observed}
+	b.limits = map[state.ServiceKey]time.Duration{}
 	for i := range c.RealServers {
 		b.realServer(&c.RealServers[i])
 	}
@@ -40,6 +42,37 @@ type builder struct {
 	tables   map[string]uint32
 	facts    state.Facts
 	observed state.Observed
+	// limits are how long removed real servers of a service keep their connections.
+	limits map[state.ServiceKey]time.Duration
+}
+
+// Paths of sysctls that are not an interface's.
+const (
+	ipForward    = "net/ipv4/ip_forward"
+	ip6Forward   = "net/ipv6/conf/all/forwarding"
+	arpIgnore    = "net/ipv4/conf/all/arp_ignore"
+	arpAnnounce  = "net/ipv4/conf/all/arp_announce"
+	vsParameters = "net/ipv4/vs/"
+	vsConntrack  = vsParameters + "conntrack"
+	vsReroute    = vsParameters + "snat_reroute"
+	vsQuiescent  = vsParameters + "expire_quiescent_template"
+)
+
+// Sysctls are the paths whose values Add wants to see among the facts.
+func Sysctls(c *profiles.Config, f state.Facts) []string {
+	var paths []string
+	if slices.ContainsFunc(c.RealServers, func(r profiles.RealServer) bool { return r.Mode != profiles.NAT }) {
+		paths = append(paths, arpIgnore)
+	}
+	if c.ForwardsIPv6() {
+		paths = append(paths, ip6Forward)
+		for _, l := range f.Links {
+			if !l.Loopback {
+				paths = append(paths, acceptRA(l.Name))
+			}
+		}
+	}
+	return paths
 }
 
 func (b *builder) problem(subject string, pos profiles.Position, format string, args ...any) {
@@ -107,10 +140,16 @@ func (b *builder) device(d state.Device, origin string) {
 	}
 }
 
-// fromVIP leads replies of a VIP by an uplink's table.
+// fromVIP leads replies of a VIP by a table. A VIP that stands on an uplink's
+// interface is no address of that uplink's when its role says where replies go:
+// of two rules the kernel would take the one that came first.
 func (b *builder) fromVIP(a netip.Addr, table uint32, origin string) {
 	r := b.row(family(a), state.RowAddresses, table)
 	r.From = netip.PrefixFrom(a, a.BitLen())
+	maps.DeleteFunc(b.Rules, func(other state.Rule, _ bool) bool {
+		other.Table = table
+		return other == r
+	})
 	b.rule(r, origin)
 }
 
@@ -145,9 +184,20 @@ func conf(f state.Family, link, name string) string {
 // interfaces that come later (Documentation/networking/ip-sysctl.rst).
 func (b *builder) silence(a netip.Addr, origin string) {
 	if a.Is4() {
-		b.sysctl(conf(state.IPv4, "all", "arp_ignore"), "1", origin)
-		b.sysctl(conf(state.IPv4, "all", "arp_announce"), "2", origin)
+		ignore := "1"
+		if b.quiet() {
+			ignore = b.facts.Sysctls[arpIgnore]
+		}
+		b.sysctl(arpIgnore, ignore, origin)
+		b.sysctl(arpAnnounce, "2", origin)
 	}
+}
+
+// quiet reports whether the host is found to answer for even less than what is
+// asked of it: of host addresses for none (Documentation/networking/ip-sysctl.rst).
+func (b *builder) quiet() bool {
+	ignore := b.facts.Sysctls[arpIgnore]
+	return ignore == "2" || ignore == "8"
 }
 
 // later asks for another pass.

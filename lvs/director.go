@@ -2,27 +2,21 @@ package lvs
 
 import (
 	"fmt"
+	"maps"
 	"net/netip"
 	"slices"
+	"strings"
 	"time"
 
 	"github.com/sisod/sisod/internal/state"
 	"github.com/sisod/sisod/profiles"
 )
 
-// Paths of sysctls that are not an interface's.
-const (
-	ipForward   = "net/ipv4/ip_forward"
-	vsConntrack = "net/ipv4/vs/conntrack"
-	vsReroute   = "net/ipv4/vs/snat_reroute"
-	vsQuiescent = "net/ipv4/vs/expire_quiescent_template"
-)
-
 // director adds one [director.NAME].
 func (b *builder) director(d *profiles.Director) {
 	b.directorVIPs(d)
 	if why := b.facts.IPVS.Missing; why != "" {
-		b.problem("director "+d.Name, d.Pos, "this kernel has no IPVS: %s; install the kernel's module ip_vs (Debian: linux-image-amd64, not -cloud)", why)
+		b.problem("director "+d.Name, d.Pos, "%s", why)
 		return
 	}
 	b.directorSysctls(d)
@@ -90,14 +84,39 @@ func (b *builder) directorSysctls(d *profiles.Director) {
 			}
 			continue
 		}
-		for _, g := range b.facts.Gateways {
-			// Forwarding takes gateways of router advertisements away, unless told.
-			if g.Family == state.IPv6 && g.Via.IsLinkLocalUnicast() {
-				b.sysctl(conf(state.IPv6, g.Link, "accept_ra"), "2", origin)
-			}
-		}
-		b.sysctl(conf(state.IPv6, "all", "forwarding"), "1", origin)
+		b.keepAdvertised(origin)
+		b.sysctl(ip6Forward, "1", origin)
 	}
+}
+
+func acceptRA(link string) string { return conf(state.IPv6, link, "accept_ra") }
+
+// keepAdvertised has the kernel go on taking gateways from router
+// advertisements, where it does (accept_ra is 1): forwarding would take them
+// away and let none come again. Where a daemon takes them in its stead the
+// value is 0 and stays.
+func (b *builder) keepAdvertised(origin string) {
+	if _, own := b.observed.Before.Sysctls[ip6Forward]; !own && b.facts.Sysctls[ip6Forward] != "0" {
+		return // it was a router before
+	}
+	for _, l := range b.facts.Links {
+		path := acceptRA(l.Name)
+		_, kept := b.observed.Before.Sysctls[path]
+		// Also while the gateway is away, and at boot before it has come.
+		if kept || b.facts.Sysctls[path] == "1" && b.advertised(l.Name) {
+			b.sysctl(path, "2", origin)
+		}
+	}
+}
+
+// advertised reports whether a gateway comes, or is to come, by router
+// advertisements.
+func (b *builder) advertised(link string) bool {
+	return slices.ContainsFunc(b.facts.Gateways, func(g state.LearnedGateway) bool {
+		return g.Link == link && g.Family == state.IPv6 && g.Via.IsLinkLocalUnicast()
+	}) || slices.ContainsFunc(b.config.Uplinks, func(u profiles.Uplink) bool {
+		return u.Interface == link && u.Gateway.Auto && !u.Gateway.IPv6.IsValid()
+	})
 }
 
 // service adds a service and its destinations.
@@ -121,6 +140,7 @@ func (b *builder) service(d *profiles.Director, key state.ServiceKey, pos profil
 		s.Flags |= map[string]uint32{"fallback": state.ServiceSched1, "port": state.ServiceSched2}[f]
 	}
 	b.Services[key] = s
+	b.limits[key] = d.Drain
 	b.Origins[s] = pos.Short()
 	// A host that is listed by both its addresses, for VIPs of both families, is
 	// not to be counted twice.
@@ -154,6 +174,25 @@ const drainLimit = time.Minute
 // drainInterval is how often a draining destination is looked at.
 const drainInterval = time.Second
 
+// limit is how long a removed destination keeps its connections: as the
+// director of its service says; of a service that is gone, as the most patient
+// one of its VIP.
+func (b *builder) limit(key state.ServiceKey) time.Duration {
+	if limit, known := b.limits[key]; known {
+		return limit
+	}
+	longest := time.Duration(-1)
+	for other, limit := range b.limits {
+		if other.Addr == key.Addr && other.Mark == key.Mark {
+			longest = max(longest, limit)
+		}
+	}
+	if longest < 0 {
+		return drainLimit
+	}
+	return longest
+}
+
 // drain keeps destinations that were removed from the profiles until their
 // connections are over: at weight 0 they take no new ones. Deleting them at
 // once would cut those that they have.
@@ -161,30 +200,23 @@ func (b *builder) drain() {
 	if b.facts.IPVS.Missing != "" {
 		return
 	}
-	limits := map[state.ServiceKey]time.Duration{}
-	for i := range b.config.Directors {
-		d := &b.config.Directors[i]
-		for key := range b.Services {
-			if key.Mark == d.FWMark && d.FWMark != 0 || slices.ContainsFunc(d.VIPs, func(v profiles.At[netip.Addr]) bool { return v.Value == key.Addr }) {
-				limits[key] = d.Drain
-			}
+	var removed []state.Destination
+	for key, have := range b.observed.Destinations {
+		if _, wanted := b.Destinations[key]; !wanted {
+			removed = append(removed, have)
 		}
 	}
+	slices.SortFunc(removed, func(x, y state.Destination) int { return strings.Compare(x.String(), y.String()) })
 	deputies := map[state.ServiceKey]string{}
-	for key, have := range b.observed.Destinations {
-		if _, wanted := b.Destinations[key]; wanted {
-			continue
-		}
-		limit, wanted := limits[key.Service]
-		if !wanted {
-			limit = drainLimit
-		}
+	for _, have := range removed {
+		key := have.DestinationKey
+		_, wanted := b.limits[key.Service]
 		since, begun := b.facts.IPVS.Draining[key]
-		if !begun {
+		if !begun || since.After(b.facts.Now) { // the clock was set
 			since = b.facts.Now
 		}
 		count := b.facts.IPVS.Connections[key]
-		end := since.Add(limit)
+		end := since.Add(b.limit(key.Service))
 		left := end.Sub(b.facts.Now)
 		idle := count.Active == 0 && (key.Service.Protocol == state.TCP || count.Inactive == 0)
 		over := left <= 0 || begun && idle
@@ -242,18 +274,36 @@ func (b *builder) passOver(key state.ServiceKey) (deputy string) {
 }
 
 // keepFor keeps what the connections of a draining service stand on: its VIP,
-// and the sysctls of its mode.
+// the way of its replies, and the sysctls of its mode.
 func (b *builder) keepFor(vip netip.Addr) {
+	placed := slices.ContainsFunc(slices.Collect(maps.Keys(b.VIPs)), func(v state.VIP) bool { return v.Addr == vip })
 	for v := range b.observed.VIPs {
-		if v.Addr == vip {
+		if v.Addr == vip && !placed {
 			b.VIPs[v] = true
 		}
 	}
-	for path := range b.observed.Before.Sysctls {
-		if _, wanted := b.Sysctls[path]; !wanted {
-			b.Sysctls[path] = b.observed.Sysctls[path]
+	if vip.IsValid() && !slices.Contains(b.config.VIPs(), vip) {
+		for r := range b.observed.Rules {
+			if r.From == netip.PrefixFrom(vip, vip.BitLen()) && b.active(r.Table, r.Family) {
+				b.fromVIP(vip, r.Table, b.Origins[r])
+			}
 		}
 	}
+	for path := range b.observed.Before.Sysctls {
+		now, there := b.observed.Sysctls[path]
+		if _, wanted := b.Sysctls[path]; !wanted && there && directs(path) {
+			b.Sysctls[path] = now
+		}
+	}
+}
+
+// directs reports whether a sysctl is one of those that directors need.
+func directs(path string) bool {
+	switch name := path[strings.LastIndexByte(path, '/')+1:]; name {
+	case "ip_forward", "forwarding", "accept_ra", "send_redirects", "accept_redirects":
+		return true
+	}
+	return strings.HasPrefix(path, vsParameters)
 }
 
 // host adds what a host has once.
@@ -263,7 +313,7 @@ func (b *builder) host() {
 		return
 	}
 	if why := b.facts.IPVS.Missing; why != "" {
-		b.problem("ipvs", v.Pos, "this kernel has no IPVS: %s", why)
+		b.problem("ipvs", v.Pos, "%s", why)
 		return
 	}
 	b.Timeouts = state.Timeouts{TCP: v.TCP, TCPFin: v.TCPFin, UDP: v.UDP}

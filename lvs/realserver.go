@@ -4,6 +4,7 @@ import (
 	"cmp"
 	"fmt"
 	"hash/fnv"
+	"maps"
 	"net/netip"
 	"slices"
 	"strings"
@@ -92,12 +93,14 @@ func (b *builder) tunnels(r *profiles.RealServer, vip netip.Addr) []state.Device
 	}
 	for i, d := range r.Directors {
 		shared := fallback(r.Tunnel.Kind, family(vip), family(d.Value))
-		name := deviceName(r.Name, family(vip), i)
-		if i == 0 && r.Interface != "" && !b.asOther(r.Interface, deviceTypes[shared]) {
-			name = r.Interface
+		name := b.freeName(r.Name, family(vip), i, out)
+		named := false
+		// The module's own device takes packets from anybody, whatever it is told.
+		if i == 0 && r.Interface != "" && deviceTypes[r.Interface] == "" && !b.asOther(r.Interface, deviceTypes[shared]) {
+			name, named = r.Interface, true
 		}
 		device := state.Device{Name: name, Type: deviceTypes[shared], Remote: d.Value}
-		if have, ok := b.between(device); ok {
+		if have, ok := b.between(device, named); ok {
 			device = have
 		}
 		out = append(out, device)
@@ -113,10 +116,17 @@ func (b *builder) tunnels(r *profiles.RealServer, vip netip.Addr) []state.Device
 
 // between is the device of the same type to the same director that is asked for
 // already: over IPv6, and with GRE, one takes both families, and the kernel
-// refuses a second one with the same ends.
-func (b *builder) between(like state.Device) (state.Device, bool) {
+// refuses a second one with the same ends. One that sisod has made stays as it
+// is, whatever place in whose list its director has now, unless it is to have
+// another name.
+func (b *builder) between(like state.Device, named bool) (state.Device, bool) {
 	for d := range b.Devices {
 		if d.Type == like.Type && d.Remote == like.Remote {
+			return d, true
+		}
+	}
+	for d := range b.observed.Devices {
+		if d.Type == like.Type && d.Remote == like.Remote && !named {
 			return d, true
 		}
 	}
@@ -132,6 +142,20 @@ func (b *builder) asOther(name, kind string) bool {
 		}
 	}
 	return false
+}
+
+// freeName is a name for the device to the director at place i. The device of
+// one that had the place before has its name still.
+func (b *builder) freeName(role string, inner state.Family, i int, besides []state.Device) string {
+	taken := func(name string) bool {
+		named := func(d state.Device) bool { return d.Name == name }
+		return slices.ContainsFunc(besides, named) || slices.ContainsFunc(slices.Collect(maps.Keys(b.Devices)), named) ||
+			slices.ContainsFunc(slices.Collect(maps.Keys(b.observed.Devices)), named)
+	}
+	for taken(deviceName(role, inner, i)) {
+		i++
+	}
+	return deviceName(role, inner, i)
 }
 
 // deviceName is a name of at most 15 bytes (IFNAMSIZ), stable for a role: of a
@@ -174,9 +198,12 @@ const defaultMTU = 1500
 func (b *builder) roomyReturn(r *profiles.RealServer, v profiles.At[netip.Addr]) {
 	f := family(v.Value)
 	table := b.tables[r.Table()]
-	outer := f
-	if len(r.Directors) > 0 {
-		outer = family(r.Directors[0].Value)
+	room := 0
+	for _, d := range r.Directors {
+		room = max(room, overhead(r.Tunnel.Kind, family(d.Value)))
+	}
+	if len(r.Directors) == 0 {
+		room = overhead(r.Tunnel.Kind, f)
 	}
 	var routes []state.Route
 	if r.Uplink.Value != "" {
@@ -196,7 +223,7 @@ func (b *builder) roomyReturn(r *profiles.RealServer, v profiles.At[netip.Addr])
 	for _, route := range routes {
 		route.Table = table
 		if hop, single := route.Hops.Single(); single {
-			route.AdvMSS = b.roomFor(hop.Dev, f, overhead(r.Tunnel.Kind, outer), route.AdvMSS)
+			route.AdvMSS = b.roomFor(hop.Dev, f, room, route.AdvMSS)
 			if slices.Contains(b.config.VIPs(), route.Src) {
 				route.Src = netip.Addr{}
 			}
@@ -229,7 +256,7 @@ func (b *builder) mains(f state.Family) []state.Route {
 	var out []state.Route
 	seen := map[netip.Prefix]uint32{}
 	for _, r := range slices.SortedFunc(slices.Values(b.facts.Main), func(x, y state.Route) int { return cmp.Compare(x.Metric, y.Metric) }) {
-		if _, again := seen[r.Dst]; r.Family != f || again || b.config.IsVIP(r.Dst) {
+		if _, again := seen[r.Dst]; r.Family != f || again || b.config.IsVIP(r.Dst) || b.wasVIP(r.Dst) {
 			continue
 		}
 		seen[r.Dst] = r.Metric
@@ -252,6 +279,16 @@ func (b *builder) mains(f state.Family) []state.Route {
 	return out
 }
 
+// wasVIP reports whether a destination is a VIP that is on the host still.
+func (b *builder) wasVIP(dst netip.Prefix) bool {
+	for v := range b.observed.VIPs {
+		if dst.IsSingleIP() && v.Addr == dst.Addr() {
+			return true
+		}
+	}
+	return false
+}
+
 // direct serves VIPs whose packets come unchanged, with the director's choice
 // in the Ethernet address. The VIP must be on the host, and no neighbour may
 // learn that: in IPv6 an address on lo is not answered for
@@ -262,8 +299,11 @@ func (b *builder) direct(r *profiles.RealServer) {
 		link := cmp.Or(r.Interface, "lo")
 		if link != "lo" {
 			b.up(link, origin)
-			if d := (state.Device{Name: link, Type: "dummy"}); b.observed.Devices[d] || !b.isThere(link) {
+			d := state.Device{Name: link, Type: "dummy"}
+			if l, there := b.link(link); b.observed.Devices[d] || !there {
 				b.device(d, origin)
+			} else if !l.NoARP && !l.PointToPoint && !b.quiet() {
+				b.problem(subject(r), r.Pos, "interface %s has neighbours, who find the VIP %s there and go past the director; leave the key interface out, or name a dummy interface of your own", link, v.Value)
 			}
 		}
 		b.silence(v.Value, origin)

@@ -9,6 +9,10 @@ import (
 // maxWeight is the largest weight that ipvsadm(8) takes.
 const maxWeight = 65535
 
+// maxThreshold is the largest number of connections that the kernel takes for
+// one (net/netfilter/ipvs/ip_vs_ctl.c, INT_MAX).
+const maxThreshold = 2147483647
+
 // placedBackend is a real server of a director and where it stands.
 type placedBackend struct {
 	Backend
@@ -68,8 +72,8 @@ func backend(raw rawBackend) (placedBackend, bool) {
 		r.Port = uint16(v)
 	}
 	const thresholds = "in connections: above upper no new ones come, until there are fewer than lower"
-	upper, upperOK := within(raw.Upper, 1, 0xffffffff, thresholds)
-	lower, lowerOK := within(raw.Lower, 1, 0xffffffff, thresholds)
+	upper, upperOK := within(raw.Upper, 1, maxThreshold, thresholds)
+	lower, lowerOK := within(raw.Lower, 1, maxThreshold, thresholds)
 	switch {
 	case raw.Lower.at != nil && raw.Upper.at == nil:
 		raw.Lower.at.badKey("lower needs upper", thresholds)

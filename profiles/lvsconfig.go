@@ -125,6 +125,17 @@ func (c *Config) IsVIP(dst netip.Prefix) bool {
 // Balances reports whether the kernel's balancer is needed.
 func (c *Config) Balances() bool { return len(c.Directors) > 0 || c.IPVS != nil }
 
+// ForwardsIPv6 reports whether a director makes the host a router of IPv6, on
+// every interface that it has.
+func (c *Config) ForwardsIPv6() bool {
+	for _, d := range c.Directors {
+		if d.Mode == NAT && slices.ContainsFunc(d.RealServers, func(r Backend) bool { return r.Address.Is6() }) {
+			return true
+		}
+	}
+	return false
+}
+
 // FollowsMain reports whether a return path is to be as main has it, on
 // whatever interface: that of a tun real server without an uplink.
 func (c *Config) FollowsMain() bool {

@@ -117,6 +117,14 @@ func (b *builder) serverInterface(raw rawRealServer, r *RealServer, vips []place
 		return
 	}
 	f := raw.Interface
+	switch _, tunnels := carriers[r.Interface]; {
+	case r.Mode == Tun && r.Interface == "lo":
+		f.at.bad("lo takes nothing out of a tunnel", "leave the key out, and the right device is found")
+		return
+	case r.Mode == DR && tunnels:
+		f.at.bad(fmt.Sprintf("%s is the device of a tunnel, and packets of mode dr come without one", r.Interface), `leave the key out, name a dummy interface of your own, or take mode = "tun"`)
+		return
+	}
 	if o, ok := b.interfaces[r.Interface]; ok {
 		f.at.bad(fmt.Sprintf("%s is the interface of uplink %s, and neighbours there would learn that the VIP is on this host", r.Interface, o.uplink),
 			"they would go past the director: leave the key out, or name a dummy interface of your own")

@@ -9,8 +9,16 @@ import (
 	"slices"
 	"testing"
 
+	"github.com/sisod/sisod/internal/golden"
 	"github.com/sisod/sisod/internal/state"
 )
+
+// cases are those of both rooms that make the desired state.
+func cases(t *testing.T) []string {
+	return append(golden.Cases(t, "testdata"), golden.Cases(t, "../lvs/testdata")...)
+}
+
+func TestDesiredAndPlansAreAsWritten(t *testing.T) { golden.Written(t, "testdata") }
 
 // model is a kernel in memory: routes by the slot that NLM_F_REPLACE
 // overwrites, rules by identity. It checks the promises of the order.
@@ -45,7 +53,7 @@ func (m *model) observe() state.Observed {
 	o := state.Observed{State: state.New(), Before: state.Before{Groups: maps.Clone(m.before.Groups), Sysctls: maps.Clone(m.before.Sysctls), Up: maps.Clone(m.before.Up)}}
 	o.Devices, o.VIPs, o.Up = maps.Clone(m.roles.Devices), maps.Clone(m.roles.VIPs), maps.Clone(m.roles.Up)
 	o.Timeouts, o.Before.Timeouts = m.roles.Timeouts, m.before.Timeouts
-	o.Services, o.Destinations = maps.Clone(m.roles.Services), maps.Clone(m.roles.Destinations)
+	o.Services, o.Destinations, o.Syncs = maps.Clone(m.roles.Services), maps.Clone(m.roles.Destinations), maps.Clone(m.roles.Syncs)
 	o.Names, o.Groups, o.Sysctls, o.Rules = maps.Clone(m.names), maps.Clone(m.groups), maps.Clone(m.sysctl), maps.Clone(m.rules)
 	for _, r := range m.routes {
 		o.Routes.Add(r.Way, r.Dst)
@@ -74,6 +82,12 @@ func (m *model) apply(s state.Step) {
 			m.before.Timeouts = &before
 		}
 		m.roles.Timeouts = o
+	case state.SyncDaemon:
+		if s.Op.Removes() {
+			delete(m.roles.Syncs, o.Master)
+		} else {
+			m.roles.Syncs[o.Master] = o
+		}
 	case state.LinkUp:
 		value(s.Op, m.roles.Up, m.before.Up, o.Link, o.Up)
 	case state.Service:
@@ -169,48 +183,48 @@ func (m *model) tableNotEmptiedUnderRules(gone state.Route) {
 // TestRandomWalksConverge goes from any moment of any case to any other, with
 // interruptions, and expects the kernel to be as desired after each whole plan.
 func TestRandomWalksConverge(t *testing.T) {
-	var all []moment
+	var all []golden.Moment
 	for _, dir := range cases(t) {
-		for _, m := range moments(t, dir) {
-			m.name = filepath.Base(dir) + "/" + m.name
+		for _, m := range golden.Moments(t, dir) {
+			m.Name = filepath.Base(dir) + "/" + m.Name
 			all = append(all, m)
 		}
 	}
-	all = append(all, moment{name: "nothing", desired: state.Desired{State: state.New()}})
+	all = append(all, golden.Moment{Name: "nothing", Desired: state.Desired{State: state.New()}})
 	const seed = 1
 	random := rand.New(rand.NewPCG(seed, seed))
 	kernel := newModel(t)
 	for range 3000 {
 		m := all[random.IntN(len(all))]
-		kernel.wanted = m.desired.Routes
-		plan := state.Diff(kernel.observe(), m.desired)
+		kernel.wanted = m.Desired.Routes
+		plan := state.Diff(kernel.observe(), m.Desired)
 		if random.IntN(4) == 0 && len(plan.Steps) > 0 {
 			plan.Steps = plan.Steps[:random.IntN(len(plan.Steps))] // killed in the middle
 		}
 		for _, s := range plan.Steps {
 			kernel.apply(s)
 		}
-		plan = state.Diff(kernel.observe(), m.desired)
+		plan = state.Diff(kernel.observe(), m.Desired)
 		for _, s := range plan.Steps {
 			kernel.apply(s)
 		}
-		if rest := state.Diff(kernel.observe(), m.desired); !rest.Empty() {
-			t.Fatalf("%s: still to do after a whole plan: %v", m.name, rest.Steps)
+		if rest := state.Diff(kernel.observe(), m.Desired); !rest.Empty() {
+			t.Fatalf("%s: still to do after a whole plan: %v", m.Name, rest.Steps)
 		}
 		if t.Failed() {
-			t.Fatalf("on the way to %s: %s", m.name, plan.Commands())
+			t.Fatalf("on the way to %s: %s", m.Name, plan.Commands())
 		}
 	}
 }
 
 func TestNoMomentWantsTwoRoutesInOneSlot(t *testing.T) {
 	for _, dir := range cases(t) {
-		for _, m := range moments(t, dir) {
+		for _, m := range golden.Moments(t, dir) {
 			seen := map[routeSlot]state.Route{}
-			for r := range m.desired.Routes.All() {
+			for r := range m.Desired.Routes.All() {
 				at := routeSlot{r.Family, r.Table, r.Metric, r.Dst}
 				if other, ok := seen[at]; ok {
-					t.Errorf("%s/%s: %s and %s overwrite each other", dir, m.name, other, r)
+					t.Errorf("%s/%s: %s and %s overwrite each other", dir, m.Name, other, r)
 				}
 				seen[at] = r
 			}
@@ -220,13 +234,13 @@ func TestNoMomentWantsTwoRoutesInOneSlot(t *testing.T) {
 
 func TestEveryObjectHasAnOrigin(t *testing.T) {
 	for _, dir := range cases(t) {
-		for _, m := range moments(t, dir) {
-			if len(m.desired.Draining) > 0 {
+		for _, m := range golden.Moments(t, dir) {
+			if len(m.Desired.Draining) > 0 {
 				continue // what drains is in no profile any more
 			}
-			for _, s := range state.Diff(state.Observed{State: state.New()}, m.desired).Steps {
+			for _, s := range state.Diff(state.Observed{State: state.New()}, m.Desired).Steps {
 				if s.Origin == "" {
-					t.Errorf("%s/%s: no profile line for %s", dir, m.name, s.Object.Spell(nil))
+					t.Errorf("%s/%s: no profile line for %s", dir, m.Name, s.Object.Spell(nil))
 				}
 			}
 		}
@@ -235,13 +249,13 @@ func TestEveryObjectHasAnOrigin(t *testing.T) {
 
 func TestDesiredIsTheSameInEveryRun(t *testing.T) {
 	for _, dir := range cases(t) {
-		for _, m := range moments(t, dir) {
-			want := fmt.Sprint(state.Diff(state.Observed{State: state.New()}, m.desired).Commands())
+		for _, m := range golden.Moments(t, dir) {
+			want := fmt.Sprint(state.Diff(state.Observed{State: state.New()}, m.Desired).Commands())
 			for range 20 {
-				again := moments(t, dir)
-				i := slices.IndexFunc(again, func(o moment) bool { return o.name == m.name })
-				if got := fmt.Sprint(state.Diff(state.Observed{State: state.New()}, again[i].desired).Commands()); got != want {
-					t.Fatalf("%s/%s: differs from run to run:\n%s\n%s", dir, m.name, got, want)
+				again := golden.Moments(t, dir)
+				i := slices.IndexFunc(again, func(o golden.Moment) bool { return o.Name == m.Name })
+				if got := fmt.Sprint(state.Diff(state.Observed{State: state.New()}, again[i].Desired).Commands()); got != want {
+					t.Fatalf("%s/%s: differs from run to run:\n%s\n%s", dir, m.Name, got, want)
 				}
 			}
 		}

@@ -19,6 +19,7 @@ var rooms = map[string]struct {
 	"internal/state":       {nil, true},
 	"routing":              {[]string{"profiles", "internal/state"}, true},
 	"lvs":                  {[]string{"profiles", "internal/state"}, true},
+	"internal/golden":      {[]string{"profiles", "routing", "lvs", "internal/state"}, true},
 	"internal/kernel":      {[]string{"internal/state"}, false},
 	"internal/daemon":      {[]string{"profiles", "routing", "lvs", "internal/kernel", "internal/state"}, false},
 	"internal/lab":         {nil, false},

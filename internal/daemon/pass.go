@@ -50,7 +50,7 @@ func Look(ctx context.Context, h *kernel.Host, c *profiles.Config, parts kernel.
 		Sysctls:    routing.Sysctls(c),
 		Window:     [2]uint32{c.Settings.Priority, c.Settings.Priority + profiles.Window - 1},
 		Named:      named(c),
-		Everywhere: c.FollowsMain(),
+		Everywhere: c.FollowsMain() || c.ForwardsIPv6(),
 		Sweep:      sweep,
 		IPVS:       c.Balances(),
 		NFT:        c.Follows(),
@@ -62,23 +62,12 @@ func Look(ctx context.Context, h *kernel.Host, c *profiles.Config, parts kernel.
 	if err != nil {
 		return Pass{}, err
 	}
+	snapshot = h.ReadAlso(lvs.Sysctls(c, snapshot.Facts))
 	p := Pass{Facts: snapshot.Facts, Observed: snapshot.Observed, Tables: q.Tables}
 	p.Desired, p.Exits = routing.Desired(c, tables, p.Facts)
 	lvs.Add(&p.Desired, c, tables.ByName(), p.Facts, p.Observed)
 	// Which sysctls a role needs depends on the links that are there.
-	asked := len(q.Sysctls)
-	for path := range p.Desired.Sysctls {
-		if !slices.Contains(q.Sysctls[:asked], path) {
-			q.Sysctls = append(q.Sysctls, path)
-		}
-	}
-	if len(q.Sysctls) > asked {
-		slices.Sort(q.Sysctls[asked:])
-		if snapshot, err = h.Read(ctx, q, 0); err != nil {
-			return Pass{}, err
-		}
-		p.Observed = snapshot.Observed
-	}
+	p.Observed = h.ReadAlso(slices.Collect(maps.Keys(p.Desired.Sysctls))).Observed
 	p.Plan = state.Diff(p.Observed, p.Desired)
 	for number, name := range tables.Names() {
 		p.Plan.Names[number] = name

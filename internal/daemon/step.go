@@ -1,7 +1,6 @@
 package daemon
 
 import (
-	"fmt"
 	"net/netip"
 	"time"
 
@@ -67,41 +66,18 @@ type postponed struct {
 }
 
 // behind postpones what would run ahead of a postponed step, as applying does
-// behind a failed one: rules to a table that would not be complete, and the
-// end of routes that a rule still leads to.
+// behind a failed one.
 func behind(steps []state.Step, waiting []postponed, names state.Names) (allowed []state.Step, more []postponed) {
-	type table struct {
-		family state.Family
-		number uint32
-	}
-	unwritten, undeleted := map[table]bool{}, map[table]bool{}
+	var undone state.Undone
 	for _, w := range waiting {
-		switch o := w.step.Object.(type) {
-		case state.RouteSet:
-			if !w.step.Op.Removes() {
-				unwritten[table{o.Family, o.Table}] = true
-			}
-		case state.Rule:
-			if w.step.Op.Removes() && o.Action == state.Lookup {
-				undeleted[table{o.Family, o.Table}] = true
-			}
-		}
-	}
-	if len(unwritten)+len(undeleted) == 0 {
-		return steps, nil
+		undone.Add(w.step)
 	}
 	for _, s := range steps {
-		switch o := s.Object.(type) {
-		case state.RouteSet:
-			if s.Op.Removes() && undeleted[table{o.Family, o.Table}] {
-				more = append(more, postponed{s, fmt.Sprintf("waits for the rules to table %s to go", names.Table(o.Table))})
-				continue
-			}
-		case state.Rule:
-			if !s.Op.Removes() && unwritten[table{o.Family, o.Table}] {
-				more = append(more, postponed{s, fmt.Sprintf("waits for the routes of table %s", names.Table(o.Table))})
-				continue
-			}
+		if why := undone.Holds(s, names); why != "" {
+			more = append(more, postponed{s, why})
+			// What stands on it waits as well: a plan names it later.
+			undone.Add(s)
+			continue
 		}
 		allowed = append(allowed, s)
 	}

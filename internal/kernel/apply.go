@@ -17,21 +17,16 @@ const stopped = "stopped"
 // Apply carries out the steps of a plan in their order and returns what became
 // of each, in the same order. report, which may be nil, is told of every step
 // as soon as its outcome is known. A step that fails keeps no other from being
-// tried, with three exceptions: a rule waits when a route of the table it looks
-// up could not be written, and a route stays when a rule to its table could not
-// be deleted, which keeps packets out of an unfinished table; and a destination
-// waits for its service. After the end of
-// ctx what was sent is completed and the rest is held. An empty plan sends
-// nothing.
+// tried but those that state.Undone holds. After the end of ctx what was sent is
+// completed and the rest is held. An empty plan sends nothing.
 func (h *Host) Apply(ctx context.Context, p state.Plan, report func(Outcome)) []Outcome {
 	if report == nil {
 		report = func(Outcome) {}
 	}
 	a := &application{
 		host: h, plan: p, report: report,
-		outcomes:  make([]Outcome, len(p.Steps)),
-		unwritten: map[tableKey]bool{}, undeleted: map[tableKey]bool{}, unserved: map[state.ServiceKey]bool{},
-		order: h.ruleOrders(),
+		outcomes: make([]Outcome, len(p.Steps)),
+		order:    h.ruleOrders(),
 	}
 	for start := 0; start < len(p.Steps); {
 		end := start + 1
@@ -49,23 +44,13 @@ func sameRun(a, b state.Step) bool {
 	return a.Object.Kind() == b.Object.Kind() && a.Op == b.Op
 }
 
-type tableKey struct {
-	family state.Family
-	table  uint32
-}
-
 // application is one call of Apply.
 type application struct {
 	host     *Host
 	plan     state.Plan
 	report   func(Outcome)
 	outcomes []Outcome
-	// unwritten are tables that lack a route that the plan wanted.
-	unwritten map[tableKey]bool
-	// undeleted are tables that a rule still leads to against the plan.
-	undeleted map[tableKey]bool
-	// unserved are services that could not be added.
-	unserved map[state.ServiceKey]bool
+	undone   state.Undone
 	// order is nil when the rules are not known as they are now.
 	order map[state.Family]*ruleOrder
 }
@@ -73,6 +58,9 @@ type application struct {
 // settle notes and reports the outcome of a step.
 func (a *application) settle(i int, held string, err error) {
 	o := Outcome{Step: a.plan.Steps[i], Held: held, Err: err}
+	if !o.Done() {
+		a.undone.Add(o.Step)
+	}
 	a.outcomes[i] = o
 	a.report(o)
 }
@@ -85,9 +73,9 @@ func (a *application) run(ctx context.Context, start, end int) {
 		}
 		return
 	}
-	steps := a.plan.Steps[start:end]
-	var errs []error
-	switch steps[0].Object.Kind() {
+	var steps []state.Step
+	var places []int
+	switch a.plan.Steps[start].Object.Kind() {
 	case state.KindRoute:
 		a.host.stale |= PartRoutes
 		a.routes(ctx, start, end)
@@ -96,6 +84,23 @@ func (a *application) run(ctx context.Context, start, end int) {
 		a.host.stale |= PartRules
 		a.rules(ctx, start, end)
 		return
+	case state.KindService, state.KindDestination:
+		a.host.stale |= PartIPVS
+		a.balance(ctx, start, end)
+		return
+	}
+	for i := start; i < end; i++ {
+		if held := a.holds(i); held != "" {
+			a.settle(i, held, nil)
+			continue
+		}
+		steps, places = append(steps, a.plan.Steps[i]), append(places, i)
+	}
+	if len(steps) == 0 {
+		return
+	}
+	var errs []error
+	switch steps[0].Object.Kind() {
 	case state.KindTableName:
 		a.host.stale |= PartNames
 		errs = a.host.applyNames(steps)
@@ -126,14 +131,15 @@ func (a *application) run(ctx context.Context, start, end int) {
 	case state.KindSyncDaemon:
 		a.host.stale |= PartIPVS
 		errs = a.host.applySyncDaemons(steps)
-	case state.KindService, state.KindDestination:
-		a.host.stale |= PartIPVS
-		a.balance(ctx, start, end)
-		return
 	}
-	for i, err := range errs {
-		a.settle(start+i, "", err)
+	for k, err := range errs {
+		a.settle(places[k], "", err)
 	}
+}
+
+// holds is why a step waits for those before it.
+func (a *application) holds(i int) string {
+	return a.undone.Holds(a.plan.Steps[i], a.plan.Names)
 }
 
 // wrap names what a step failed at.
@@ -154,9 +160,9 @@ func (a *application) routes(ctx context.Context, start, end int) {
 			w.next = i + 1
 			continue
 		}
-		if step.Op.Removes() && a.undeleted[tableKey{set.Family, set.Table}] {
+		if held := a.holds(i); held != "" {
 			w.flush()
-			a.settle(i, fmt.Sprintf("waits for the rules to table %s to go", a.plan.Names.Table(set.Table)), nil)
+			a.settle(i, held, nil)
 			w.next = i + 1
 			continue
 		}
@@ -251,9 +257,6 @@ func (w *routeWriter) settleRoutes(i int) {
 		return
 	}
 	delete(w.failures, i)
-	if !step.Op.Removes() {
-		w.unwritten[tableKey{set.Family, set.Table}] = true
-	}
 	w.settle(i, "", f.join(w.application, step.Op, set))
 }
 
@@ -341,8 +344,7 @@ func (a *application) ruleBatch(start, end int, leaving map[state.Rule]bool) {
 	for i := start; i < end; i++ {
 		step := a.plan.Steps[i]
 		r := step.Object.(state.Rule)
-		if !step.Op.Removes() && a.unwritten[tableKey{r.Family, r.Table}] {
-			held[i] = fmt.Sprintf("waits for the routes of table %s", a.plan.Names.Table(r.Table))
+		if held[i] = a.holds(i); held[i] != "" {
 			continue
 		}
 		if err := checkRule(r); err != nil {
@@ -370,11 +372,6 @@ func (a *application) ruleBatch(start, end int, leaving map[state.Rule]bool) {
 		}
 	}
 	for i := start; i < end; i++ {
-		step := a.plan.Steps[i]
-		r := step.Object.(state.Rule)
-		if failed[i] != nil && step.Op.Removes() && r.Action == state.Lookup {
-			a.undeleted[tableKey{r.Family, r.Table}] = true
-		}
 		a.settle(i, held[i], errors.Join(failed[i]...))
 	}
 }

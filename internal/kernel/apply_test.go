@@ -297,3 +297,58 @@ func TestARuleTakesThePlaceOfItsOpposite(t *testing.T) {
 		}
 	}
 }
+
+// Of one cause there is one error.
+func TestWhatStandsOnADeviceWaitsForIt(t *testing.T) {
+	enterNamespace(t)
+	quietUplinks(t)
+	h := openTestHost(t)
+	want := wantVIPs(vip("rs0", "203.0.113.1"), vip("lo", "203.0.113.2"))
+	want.Devices[state.Device{Name: "rs0", Type: "nosuchtype"}] = true
+	want.Up["rs0"] = true
+	want.Sysctls["net/ipv4/conf/rs0/rp_filter"] = "2"
+	wantOutcomes(t, h.Apply(t.Context(), plan(t, h, Query{}, want), nil), map[string]string{
+		"rs0 type nosuchtype":           "no links of type nosuchtype in this kernel",
+		"net/ipv4/conf/rs0/rp_filter=2": "waits for the device rs0",
+		"dev rs0 up":                    "waits for the device rs0",
+		"203.0.113.1/32 dev rs0":        "waits for the device rs0",
+		"203.0.113.2/32 dev lo":         "",
+	})
+}
+
+// A VIP that neighbours find on a real server takes its clients from the director.
+func TestNoVIPIsAddedBeforeARPIsSilenced(t *testing.T) {
+	enterNamespace(t)
+	quietUplinks(t)
+	h := openTestHost(t)
+	want := wantVIPs(vip("lo", "203.0.113.1"), vip("lo", "2001:db8::1"))
+	want.Sysctls["net/ipv4/conf/all/arp_ignore"] = "refused"
+	wantOutcomes(t, h.Apply(t.Context(), plan(t, h, Query{}, want), nil), map[string]string{
+		"net/ipv4/conf/all/arp_ignore=refused": "invalid argument",
+		"203.0.113.1/32 dev lo":                "waits for the sysctl net/ipv4/conf/all/arp_ignore",
+		"2001:db8::1/128 dev lo":               "",
+	})
+	if lines := strings.Join(ip(t, "-4 addr show dev lo"), "\n"); strings.Contains(lines, "203.0.113.1") {
+		t.Error(lines)
+	}
+}
+
+// wantOutcomes wants, by the spelling of an object, a part of what its step
+// failed with or waits for; "" is a step that is done.
+func wantOutcomes(t *testing.T, got []Outcome, want map[string]string) {
+	t.Helper()
+	for _, o := range got {
+		text := o.Held
+		if o.Err != nil {
+			text = o.Err.Error()
+		}
+		object := o.Step.Object.Spell(nil)
+		part, known := want[object]
+		if !known || part == "" && text != "" || !strings.Contains(text, part) {
+			t.Errorf("%s: %q, want %q", object, text, part)
+		}
+	}
+	if len(got) != len(want) {
+		t.Errorf("%d steps, want %d", len(got), len(want))
+	}
+}

@@ -151,12 +151,14 @@ func (h *Host) addDevice(d state.Device) error {
 		return errForeign{unix.EEXIST, "delete it (ip link del " + d.Name + ") or give this one another name"}
 	}
 	for _, e := range h.ledger.ownDevices() {
-		// What sisod made by this name is another thing now, or has another name:
-		// it is in the way.
-		if e.Name != d.Name || d.Fallback() {
+		// What sisod made by this name is another thing now, or has another name, or
+		// it has these ends under another name, which the kernel allows one link
+		// alone: it is in the way.
+		sameEnds := d.Remote.IsValid() && e.Type == d.Type && e.Remote == d.Remote
+		if d.Fallback() || e.Name != d.Name && !sameEnds {
 			continue
 		}
-		if index := cmp.Or(e.Link, there); index != 0 {
+		if index := cmp.Or(e.Link, h.links.index(e.Name)); index != 0 {
 			if err := h.deleteLink(index); err != nil {
 				return err
 			}

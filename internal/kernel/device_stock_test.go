@@ -304,3 +304,41 @@ func TestARealServerComesAndGoes(t *testing.T) {
 		t.Errorf("found\n%s\nleft\n%s", before, after)
 	}
 }
+
+// The kernel allows one link between two ends: a name that moves to other ends
+// takes them from the link that had them.
+func TestNamesChangeTheirEnds(t *testing.T) {
+	loadTunnels(t)
+	enterNamespace(t)
+	quietUplinks(t)
+	h := openTestHost(t)
+	before := linkNames(t)
+	tunnel := func(name, remote string) state.Device {
+		return state.Device{Name: name, Type: "ipip", Remote: netip.MustParseAddr(remote)}
+	}
+	for _, devices := range [][]state.Device{
+		{tunnel("rs0", "192.0.2.7"), tunnel("rs1", "192.0.2.8")},
+		{tunnel("rs0", "192.0.2.8"), tunnel("rs1", "192.0.2.7")},
+		{tunnel("rs0", "192.0.2.7")},
+		{tunnel("other", "192.0.2.7")},
+		{tunnel("rs0", "192.0.2.8"), tunnel("other", "192.0.2.7")},
+		{tunnel("other", "192.0.2.8")},
+	} {
+		reach(t, h, Query{}, wantDevices(devices...))
+		for _, d := range devices {
+			if words := linkWords(t, d.Name); !slices.Contains(words, d.Remote.String()) {
+				t.Errorf("%s: %v", d, words)
+			}
+		}
+	}
+	// Somebody else's is not taken.
+	ip(t, "link add theirs type ipip remote 192.0.2.9")
+	wantOutcomes(t, h.Apply(t.Context(), plan(t, h, Query{}, wantDevices(tunnel("other", "192.0.2.8"), tunnel("rs0", "192.0.2.9"))), nil), map[string]string{
+		"rs0 type ipip remote 192.0.2.9": "another link of type ipip has the same ends",
+	})
+	reach(t, h, Query{}, wantDevices())
+	ip(t, "link del theirs")
+	if after := linkNames(t); !slices.Equal(after, before) {
+		t.Errorf("links %v, found %v", after, before)
+	}
+}

@@ -48,6 +48,8 @@ type Host struct {
 	expired map[string]bool
 	// tidied: what a killed process left half written has been removed.
 	tidied bool
+	// lookedAt are the sysctls that ReadAlso has read since the values were.
+	lookedAt map[string]bool
 	// unnamed are link indices that a read met and found no link for.
 	unnamed map[int]bool
 }
@@ -58,7 +60,8 @@ func Open(o Options) (*Host, error) {
 	if o.Log == nil {
 		o.Log = slog.New(slog.DiscardHandler)
 	}
-	h := &Host{options: o, stale: AllParts}
+	h := &Host{options: o, stale: AllParts, lookedAt: map[string]bool{}}
+	h.cached.Facts.Sysctls = map[string]string{}
 	var err error
 	if h.ledger, err = openLedger(o.RunDir, o.Log); err != nil {
 		return nil, fmt.Errorf("open host: %w", err)

@@ -104,9 +104,6 @@ func (a *application) serviceBatch(number uint16, missing error, start, end int)
 		}
 		if err != nil {
 			errs[i] = a.wrap(step.Op, s, err)
-			if step.Op == state.Add {
-				a.unserved[s.ServiceKey] = true
-			}
 		}
 	}
 	if err := g.save(); err != nil {
@@ -143,15 +140,15 @@ func (a *application) destinationBatch(number uint16, missing error, start, end 
 		step := a.plan.Steps[start+i]
 		d := step.Object.(state.Destination)
 		var m message
+		if held[i] = a.holds(start + i); held[i] != "" {
+			continue
+		}
 		switch {
 		case step.Op == state.Delete:
 			if !a.host.ledger.ownsService(d.Service) {
 				continue
 			}
 			m = genericMessage(number, ipvsDelDest, appendDestinationName(nil, d.DestinationKey))
-		case a.unserved[d.Service]:
-			held[i] = "waits for the service " + d.Service.Option()
-			continue
 		case step.Op == state.Replace:
 			m = genericMessage(number, ipvsSetDest, appendDestination(nil, d))
 		default:

@@ -279,8 +279,8 @@ func (g *ledger) reload() {
 }
 
 // before returns what can still be given back: values that are as sisod set
-// them. What somebody else has changed since is theirs.
-func (g *ledger) before(l *links) state.Before {
+// them. What somebody else has changed since is theirs. read reads a sysctl.
+func (g *ledger) before(l *links, read func(path string) (string, error)) state.Before {
 	g.reload()
 	b := state.Before{Groups: map[string]uint32{}, Sysctls: map[string]string{}, Up: g.upBefore(l)}
 	for _, link := range l.all() {
@@ -302,7 +302,7 @@ func (g *ledger) before(l *links) state.Before {
 		if path == "" {
 			continue
 		}
-		value, err := readSysctl(path)
+		value, err := read(path)
 		switch {
 		case err != nil || value == e.Found:
 		case e.owns(value):

@@ -51,7 +51,7 @@ func before(t *testing.T, h *Host) state.Before {
 			t.Fatal(err)
 		}
 	}
-	b, same := fresh.ledger.before(fresh.links), h.ledger.before(h.links)
+	b, same := fresh.ledger.before(fresh.links, readSysctl), h.ledger.before(h.links, readSysctl)
 	if !maps.Equal(b.Groups, same.Groups) || !maps.Equal(b.Sysctls, same.Sysctls) {
 		t.Fatalf("a process that starts sees %v, the one that runs %v", b, same)
 	}
@@ -155,7 +155,7 @@ func TestValueOfSomebodyElseIsTheirs(t *testing.T) {
 		if err := h.links.read(); err != nil {
 			t.Fatal(err)
 		}
-		if b := h.ledger.before(h.links); len(b.Groups)+len(b.Sysctls) != 0 {
+		if b := h.ledger.before(h.links, readSysctl); len(b.Groups)+len(b.Sysctls) != 0 {
 			t.Fatalf("can be given back: %v", b)
 		}
 	}
@@ -384,7 +384,7 @@ func TestMissingSysctlSaysSo(t *testing.T) {
 	if err := h.applyGroups(replaceGroup("absent0", 1))[0]; err == nil {
 		t.Error("a link that is not there was put into a group")
 	}
-	got := h.readSysctls([]string{"net/ipv4/ip_local_port_range", "net/ipv4/conf/absent0/rp_filter", rpFilter})
+	got := h.ReadAlso([]string{"net/ipv4/ip_local_port_range", "net/ipv4/conf/absent0/rp_filter", rpFilter}).Facts.Sysctls
 	want := map[string]string{
 		"net/ipv4/ip_local_port_range": strings.Join(strings.Fields(getSysctl(t, "net/ipv4/ip_local_port_range")), " "),
 		rpFilter:                       getSysctl(t, rpFilter),

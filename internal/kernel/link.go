@@ -25,7 +25,6 @@ type links struct {
 	addrs   []state.Address
 	byIndex map[int]int // position in list
 	byName  map[string]int
-	noARP   map[int]bool
 	// listener hears of changes before they are made, so that the kernel's echo
 	// of them is not taken for somebody else's doing. Nil while nobody listens.
 	listener *Events
@@ -65,14 +64,11 @@ func (l *links) read() error {
 }
 
 func (l *links) take(found []netlink.Link, addresses []netlink.Addr) error {
-	next := links{byIndex: map[int]int{}, byName: map[string]int{}, noARP: map[int]bool{}}
+	next := links{byIndex: map[int]int{}, byName: map[string]int{}}
 	for _, f := range found {
 		a := f.Attrs()
 		next.byIndex[a.Index] = len(next.list)
 		next.byName[a.Name] = len(next.list)
-		if a.RawFlags&unix.IFF_NOARP != 0 {
-			next.noARP[a.Index] = true
-		}
 		next.list = append(next.list, state.Link{
 			Name:         a.Name,
 			Index:        a.Index,
@@ -82,6 +78,7 @@ func (l *links) take(found []netlink.Link, addresses []netlink.Addr) error {
 			Carrier:      a.RawFlags&unix.IFF_LOWER_UP != 0,
 			Loopback:     a.RawFlags&unix.IFF_LOOPBACK != 0,
 			PointToPoint: a.RawFlags&unix.IFF_POINTOPOINT != 0,
+			NoARP:        a.RawFlags&unix.IFF_NOARP != 0,
 		})
 	}
 	for _, a := range addresses {
@@ -95,7 +92,7 @@ func (l *links) take(found []netlink.Link, addresses []netlink.Addr) error {
 		}
 		next.addrs = append(next.addrs, address)
 	}
-	l.list, l.addrs, l.byIndex, l.byName, l.noARP = next.list, next.addrs, next.byIndex, next.byName, next.noARP
+	l.list, l.addrs, l.byIndex, l.byName = next.list, next.addrs, next.byIndex, next.byName
 	return nil
 }
 
@@ -161,7 +158,7 @@ func (l *links) index(name string) int {
 // nobody to be resolved on it.
 func (l *links) withoutGateway(index int) bool {
 	i, ok := l.byIndex[index]
-	return ok && (l.list[i].PointToPoint || l.noARP[index])
+	return ok && (l.list[i].PointToPoint || l.list[i].NoARP)
 }
 
 // group asks the kernel for the group that a link is in now.

@@ -166,6 +166,25 @@ func (h *Host) noteLinks() {
 	h.stale |= PartRoutes | PartValues
 }
 
+// ReadAlso is the snapshot of the last Read with further sysctls in it: which
+// ones a role needs depends on what that Read saw. A path is read once for as
+// long as the values of that Read count.
+func (h *Host) ReadAlso(paths []string) Snapshot {
+	values := h.cached.Facts.Sysctls
+	for _, path := range paths {
+		if _, known := values[path]; known || h.lookedAt[path] {
+			continue
+		}
+		h.lookedAt[path] = true
+		if value, err := readSysctl(path); err == nil {
+			values = maps.Clone(values)
+			values[path] = value
+		}
+	}
+	h.cached.Facts.Sysctls, h.cached.Observed.Sysctls = values, values
+	return h.cached
+}
+
 func (h *Host) readTableNames() error {
 	system, own, err := h.readNames()
 	if err != nil {
@@ -287,7 +306,21 @@ func (h *Host) readTable(filter routeFilter) (own state.Routes, foreign []state.
 }
 
 func (h *Host) readValues() error {
-	before := h.ledger.before(h.links)
+	// Each is opened once, whoever asks for it.
+	values, absent := map[string]string{}, map[string]error{}
+	read := func(path string) (string, error) {
+		if value, ok := values[path]; ok || absent[path] != nil {
+			return value, absent[path]
+		}
+		value, err := readSysctl(path)
+		if err != nil {
+			absent[path] = err
+		} else {
+			values[path] = value
+		}
+		return value, err
+	}
+	before := h.ledger.before(h.links, read)
 	before.Timeouts = h.cached.Observed.Before.Timeouts
 	devices, err := h.readDevices()
 	if err != nil {
@@ -298,7 +331,11 @@ func (h *Host) readValues() error {
 	for _, l := range h.cached.Facts.Links {
 		h.cached.Observed.Up[l.Name] = l.Up
 	}
-	values := h.readSysctls(h.query.Sysctls)
+	for _, path := range h.query.Sysctls {
+		// What cannot be read is left out.
+		_, _ = read(path)
+	}
+	h.lookedAt = map[string]bool{}
 	groups := map[string]uint32{}
 	for _, l := range h.cached.Facts.Links {
 		_, remembered := before.Groups[l.Name]

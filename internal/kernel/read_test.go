@@ -184,3 +184,33 @@ func TestAppliedPartsAreReadWhateverIsAsked(t *testing.T) {
 		t.Errorf("still to do: %v", again.Steps)
 	}
 }
+
+func TestASysctlIsReadOnceARead(t *testing.T) {
+	enterNamespace(t)
+	quietUplinks(t)
+	h := openTestHost(t)
+	const path, owned = "net/ipv4/conf/em1/send_redirects", "net/ipv4/conf/em1/accept_redirects"
+	readHost(t, h, Query{}, AllParts)
+	applyAll(t, h, state.Plan{Steps: []state.Step{{Op: state.Replace, Object: state.Sysctl{Path: owned, Value: "0"}}}})
+	readHost(t, h, Query{}, 0)
+	first := h.ReadAlso([]string{path, "net/ipv4/conf/absent0/rp_filter"})
+	if first.Observed.Sysctls[path] != "1" || first.Facts.Sysctls[path] != "1" {
+		t.Errorf("read %v", first.Facts.Sysctls)
+	}
+	// What can be given back is among the values, whoever asks.
+	if first.Observed.Before.Sysctls[owned] != "1" || first.Observed.Sysctls[owned] != "0" {
+		t.Errorf("before %v, now %v", first.Observed.Before.Sysctls, first.Observed.Sysctls)
+	}
+	setSysctl(t, path, "0")
+	readHost(t, h, Query{}, PartRules)
+	if s := h.ReadAlso([]string{path}); s.Observed.Sysctls[path] != "1" {
+		t.Error("a value was read again, unasked")
+	}
+	readHost(t, h, Query{}, PartValues)
+	if s := h.ReadAlso([]string{path}); s.Observed.Sysctls[path] != "0" {
+		t.Error("a value was not read again")
+	}
+	if first.Observed.Sysctls[path] != "1" {
+		t.Error("a later read changed an earlier snapshot")
+	}
+}

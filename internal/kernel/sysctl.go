@@ -26,18 +26,7 @@ func (errNoSysctl) Error() string {
 }
 func (e errNoSysctl) Unwrap() error { return e.err }
 
-// readSysctls returns the values of those paths that exist, with single
-// spaces between their words. What cannot be read is left out.
-func (h *Host) readSysctls(paths []string) map[string]string {
-	values := make(map[string]string, len(paths))
-	for _, p := range paths {
-		if v, err := readSysctl(p); err == nil {
-			values[p] = v
-		}
-	}
-	return values
-}
-
+// readSysctl returns a value with single spaces between its words.
 func readSysctl(path string) (string, error) {
 	if err := checkSysctlPath(path); err != nil {
 		return "", err

@@ -47,11 +47,13 @@ func (d Device) Commands(op Op, _ Names) []string {
 	if d.EncapPort != 0 {
 		return []string{fmt.Sprintf("ip fou %s %s", verb, d), fmt.Sprintf("ip -6 fou %s %s", verb, d)}
 	}
-	if op.Removes() {
-		return []string{what + "del " + d.Name}
-	}
-	if d.Fallback() {
+	switch {
+	case d.Fallback() && op.Removes():
+		return nil // it stays with its module
+	case d.Fallback():
 		return []string{"modprobe " + fallbackModules[d.Name]}
+	case op.Removes():
+		return []string{what + "del " + d.Name}
 	}
 	return []string{what + "add " + d.String()}
 }

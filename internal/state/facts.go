@@ -58,6 +58,7 @@ type Link struct {
 	Carrier      bool // IFF_LOWER_UP
 	Loopback     bool
 	PointToPoint bool // IFF_POINTOPOINT
+	NoARP        bool // IFF_NOARP: nobody there asks for addresses
 }
 
 // Address is an address of an interface.

@@ -93,6 +93,7 @@ func Diff(observed Observed, desired Desired) Plan {
 		}
 		p.Steps = append(p.Steps, s)
 	}
+	observed = observed.withoutRemade(desired.State)
 	diffSets(observed.Names, desired.Names, step)
 	diffSets(observed.Marks, desired.Marks, step)
 	switch {
@@ -134,6 +135,28 @@ func Diff(observed Observed, desired Desired) Plan {
 	}
 	slices.SortStableFunc(p.Steps, compareSteps)
 	return p
+}
+
+// withoutRemade is what is left of an observed state when devices are made anew
+// under their names: what was on them goes with them.
+func (o Observed) withoutRemade(desired State) Observed {
+	remade, names := map[string]bool{}, map[string]bool{}
+	for d := range o.Devices {
+		names[d.Name] = d.EncapPort == 0
+	}
+	for d := range desired.Devices {
+		if !o.Devices[d] && names[d.Name] {
+			remade[d.Name] = true
+		}
+	}
+	if len(remade) == 0 {
+		return o
+	}
+	o.Up, o.VIPs, o.Sysctls = maps.Clone(o.Up), maps.Clone(o.VIPs), maps.Clone(o.Sysctls)
+	maps.DeleteFunc(o.Up, func(link string, _ bool) bool { return remade[link] })
+	maps.DeleteFunc(o.VIPs, func(v VIP, _ bool) bool { return remade[v.Link] })
+	maps.DeleteFunc(o.Sysctls, func(path, _ string) bool { return remade[Sysctl{Path: path}.link()] })
+	return o
 }
 
 // diffSets compares objects that are there or not.
