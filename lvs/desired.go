@@ -26,6 +26,9 @@ func Add(d *state.Desired, c *profiles.Config, tables map[string]uint32, f state
 	for i := range c.RealServers {
 		b.realServer(&c.RealServers[i])
 	}
+	for _, r := range b.returns {
+		b.roomyReturn(r.role, r.vip)
+	}
 	for i := range c.Directors {
 		b.director(&c.Directors[i])
 	}
@@ -40,6 +43,14 @@ type builder struct {
 	tables   map[string]uint32
 	facts    state.Facts
 	observed state.Observed
+	// returns are worked out when all roles have said which links they bring up.
+	returns []returnPath
+}
+
+// returnPath is the way of a tunnelled VIP's replies.
+type returnPath struct {
+	role *profiles.RealServer
+	vip  profiles.At[netip.Addr]
 }
 
 func (b *builder) problem(subject string, pos profiles.Position, format string, args ...any) {
