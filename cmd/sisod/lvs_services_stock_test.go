@@ -221,14 +221,22 @@ func TestStockServicesOfEveryKind(t *testing.T) {
 	}
 	contains(t, run(t, l.Director, "ipvsadm", "-Sn"), "-A -f 7 -s rr\n", "-A -f 7 -6 -s rr\n", "-A -u "+l.VIP.At(false, 5354).String()+" -s rr -o\n",
 		"-A -t "+l.VIP.At(false, 8005).String()+" -s rr -p 300 -M 255.255.255.0\n", "-A -t "+l.VIP.At(true, 8005).String()+" -s rr -p 300 -M 64\n")
-	// came is how many packets of a protocol came to a port of each real server.
-	came := func(protocol lab.Protocol, port uint16) [2]int {
-		var n [2]int
-		for i := range n {
-			n[i] = witnesses[1+i].Count(func(p lab.Packet) bool { return !p.Out && p.Protocol == protocol && p.Dst.Port() == port })
-			witnesses[1+i].Reset()
+	// came waits until so many datagrams have come to a port of each real server.
+	came := func(what string, port uint16, want [2]int) {
+		t.Helper()
+		wait(t, func() error {
+			var n [2]int
+			for i := range n {
+				n[i] = witnesses[1+i].Count(func(p lab.Packet) bool { return !p.Out && p.Protocol == lab.UDP && p.Dst.Port() == port })
+			}
+			if n != want {
+				return fmt.Errorf("%s: %v datagrams came, want %v", what, n, want)
+			}
+			return nil
+		})
+		for _, w := range witnesses {
+			w.Reset()
 		}
-		return n
 	}
 	for _, v6 := range []bool{false, true} {
 		vip, client := l.VIP.At(v6, 0).Addr(), l.ClientAddress.At(v6, 0).Addr()
@@ -261,17 +269,15 @@ func TestStockServicesOfEveryKind(t *testing.T) {
 			{"udp by nat", 5300, 5355, 2, 3, [2]int{3, 3}},
 			{"one packet", 5354, 5354, 1, 6, [2]int{3, 3}},
 		} {
-			came(lab.UDP, c.real)
 			for range c.sockets {
 				if _, err := datagrams(t, l.Client, netip.AddrPortFrom(vip, c.port), c.n); err != nil {
 					t.Errorf("%s, %s: %v", vip, c.what, err)
 				}
 			}
-			if got := came(lab.UDP, c.real); got != c.want {
-				t.Errorf("%s, %s: %v datagrams, want %v", vip, c.what, got, c.want)
-			}
+			came(fmt.Sprintf("%s, %s", vip, c.what), c.real, c.want)
 		}
 	}
+	associations(t, l)
 	if t.Failed() {
 		explain(t, l)
 	}

@@ -24,7 +24,7 @@ const brief = 1500 * time.Millisecond
 // of modules are there before a host is looked at.
 func loadLVS(t *testing.T) {
 	t.Helper()
-	for _, m := range []string{"ip_vs", "ip_vs_rr", "ipip", "ip_gre", "sit", "ip6_tunnel", "ip6_gre", "fou", "fou6"} {
+	for _, m := range []string{"ip_vs", "ip_vs_rr", "ipip", "ip_gre", "sit", "ip6_tunnel", "ip6_gre", "fou", "fou6", "sctp"} {
 		if out, err := exec.Command("modprobe", m).CombinedOutput(); err != nil {
 			t.Fatalf("modprobe %s: %v %s", m, err, out)
 		}
