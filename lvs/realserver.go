@@ -52,7 +52,7 @@ func (b *builder) tunnelled(r *profiles.RealServer) {
 		}
 		b.silence(v.Value, origin)
 		b.vip(devices[0].Name, v.Value, v.Pos.Short())
-		b.roomyReturn(r, v)
+		b.returns = append(b.returns, returnPath{r, v})
 	}
 }
 
@@ -251,12 +251,15 @@ func (b *builder) roomFor(dev string, f state.Family, overhead int, asked uint32
 	return room
 }
 
-// mains are main's routes, as a table of sisod's own would have them.
+// mains are main's routes, as a table of sisod's own would have them. Those of
+// links that roles bring up are no way to a client: the kernel adds fe80::/64
+// with a tunnel's device, so that every second pass would find something to do.
 func (b *builder) mains(f state.Family) []state.Route {
 	var out []state.Route
 	seen := map[netip.Prefix]uint32{}
 	for _, r := range slices.SortedFunc(slices.Values(b.facts.Main), func(x, y state.Route) int { return cmp.Compare(x.Metric, y.Metric) }) {
-		if _, again := seen[r.Dst]; r.Family != f || again || b.config.IsVIP(r.Dst) || b.wasVIP(r.Dst) {
+		hop, _ := r.Hops.Single()
+		if _, again := seen[r.Dst]; r.Family != f || again || b.config.IsVIP(r.Dst) || b.wasVIP(r.Dst) || b.Up[hop.Dev] {
 			continue
 		}
 		seen[r.Dst] = r.Metric

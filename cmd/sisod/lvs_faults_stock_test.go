@@ -109,10 +109,10 @@ func hardwareAddress(t *testing.T, h *lab.Host) string {
 	return strings.TrimSpace(shell(t, h, "cat /sys/class/net/eth0/address"))
 }
 
-// claimed is whom the router takes the VIP for.
-func claimed(t *testing.T, l *lab.LVS) string {
+// claimed is whom the router takes a VIP for.
+func claimed(t *testing.T, l *lab.LVS, vip netip.Addr) string {
 	t.Helper()
-	words := strings.Fields(ip(t, l.Router, "neigh", "show", "to", l.VIP.V4.String(), "dev", "lan"))
+	words := strings.Fields(ip(t, l.Router, "neigh", "show", "to", vip.String(), "dev", "lan"))
 	for i, w := range words {
 		if w == "lladdr" {
 			return words[i+1]
@@ -151,7 +151,7 @@ func TestStockDirectRoutingKeepsTheDirectorInTheWay(t *testing.T) {
 				if _, err := l.Client.Fetch(t.Context(), vip, 0, patient); err != nil {
 					t.Fatal(err)
 				}
-				if claimed(t, l) == director {
+				if claimed(t, l, l.VIP.V4) == director {
 					return errors.New("the router still takes the director for the VIP")
 				}
 				return nil
@@ -165,6 +165,7 @@ func TestStockDirectRoutingKeepsTheDirectorInTheWay(t *testing.T) {
 				t.Fatalf("the fault is not there: %s answered, and the director saw %d packets", page.Server, n)
 			}
 
+			found := snapshots(t, l.RealServers[:]...)
 			for _, h := range l.RealServers {
 				writeProfile(t, h, "lvs.toml", spell(l, "[real_server.web]\nmode = \"dr\"\nvip = \"VIP4\"\n"))
 				apply(t, h, 0)
@@ -179,11 +180,12 @@ func TestStockDirectRoutingKeepsTheDirectorInTheWay(t *testing.T) {
 				if n := witness.Count(func(p lab.Packet) bool { return p.Dst == vip }); n == 0 {
 					t.Error("the director is passed by after apply")
 				}
-				if who := claimed(t, l); who != director {
+				if who := claimed(t, l, l.VIP.V4); who != director {
 					t.Errorf("the router takes %s for the VIP, want the director %s", who, director)
 				}
 				shell(t, l.Router, forgetNeighbours)
 			}
+			asFound(t, found, l.RealServers[:]...)
 		})
 	}
 }
@@ -258,11 +260,15 @@ func TestStockTunnelTakesUploadsWhereICMPIsFiltered(t *testing.T) {
 		t.Errorf("the upload came to %d bytes before it stalled", n)
 	}
 	shell(t, l.Director, "ipvsadm -C; ip address del "+l.VIP.V4.String()+"/32 dev eth0")
-	for i, m := 0, modes()[2]; i < 3; i++ {
-		h, text := l.Director, m.director
+	for _, h := range l.RealServers {
+		shell(t, h, "ip address del "+l.VIP.V4.String()+"/32 dev tunl0")
+	}
+	hosts := []*lab.Host{l.Director, l.RealServers[0], l.RealServers[1]}
+	found := snapshots(t, hosts...)
+	for i, h := range hosts {
+		text := modes()[2].director
 		if i > 0 {
-			h, text = l.RealServers[i-1], m.real
-			shell(t, h, "ip address del "+l.VIP.V4.String()+"/32 dev tunl0")
+			text = modes()[2].real
 		}
 		writeProfile(t, h, "lvs.toml", spell(l, text))
 		apply(t, h, 0)
@@ -278,6 +284,7 @@ func TestStockTunnelTakesUploadsWhereICMPIsFiltered(t *testing.T) {
 	if t.Failed() {
 		explain(t, l)
 	}
+	asFound(t, found, hosts...)
 }
 
 // TestStockDirectRoutingNeedsTheVIPOnTheRealServer: without it packets for the

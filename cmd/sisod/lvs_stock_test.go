@@ -24,7 +24,7 @@ const brief = 1500 * time.Millisecond
 // of modules are there before a host is looked at.
 func loadLVS(t *testing.T) {
 	t.Helper()
-	for _, m := range []string{"ip_vs", "ip_vs_rr", "ipip", "ip_gre", "sit", "ip6_tunnel", "ip6_gre", "fou", "fou6"} {
+	for _, m := range []string{"ip_vs", "ip_vs_rr", "ipip", "ip_gre", "sit", "ip6_tunnel", "ip6_gre", "fou", "fou6", "sctp"} {
 		if out, err := exec.Command("modprobe", m).CombinedOutput(); err != nil {
 			t.Fatalf("modprobe %s: %v %s", m, err, out)
 		}
@@ -42,7 +42,7 @@ func newLVS(t *testing.T, routed bool) *lab.LVS {
 	// What a device gets when it is up for the first time, a queue and IPv6, it
 	// keeps.
 	for _, h := range l.RealServers {
-		for _, device := range []string{"tunl0", "gre0", "ip6tnl0"} {
+		for _, device := range []string{"tunl0", "gre0", "ip6tnl0", "ip6gre0"} {
 			ip(t, h, "link", "set", device, "up")
 			ip(t, h, "link", "set", device, "down")
 		}
@@ -149,43 +149,57 @@ func modes() []mode {
 			mode = "tun"
 			vip = ["VIP4", "VIP6"]
 			director = ["DIR4", "DIR6"]`},
-		{name: "tun over the other family", routed: true, port: 80, families: both, tunnel: [2]string{"rs0v4-four", "rs0v6-six"}, director: `
-			[director.four]
-			mode = "tun"
-			vip = "VIP4"
-			interface = "eth0"
-			services = ["tcp/80"]
-			scheduler = "rr"
-			real_servers = [ { address = "RS16" }, { address = "RS26" } ]
-			[director.six]
-			mode = "tun"
-			vip = "VIP6"
-			interface = "eth0"
-			services = ["tcp/80"]
-			scheduler = "rr"
-			real_servers = [ { address = "RS14" }, { address = "RS24" } ]`, real: `
-			[real_server.four]
-			mode = "tun"
-			vip = "VIP4"
-			director = "DIR6"
-			[real_server.six]
-			mode = "tun"
-			vip = "VIP6"
-			director = "DIR4"`},
-		{name: "gre", routed: true, port: 80, families: both[:1], tunnel: [2]string{"gre0"},
-			director: tunOrDR("tun", `encapsulation = "gre"`, false), real: `
+		{name: "tun over the other family", routed: true, port: 80, families: both,
+			tunnel: [2]string{"rs0v4-four", "rs0v6-six"}, director: overTheOther("", ""), real: otherFamilys("", "")},
+		{name: "gre", routed: true, port: 80, families: both, tunnel: [2]string{"gre0", "ip6gre0"},
+			director: tunOrDR("tun", `encapsulation = "gre"`, true), real: `
 			[real_server.web]
 			mode = "tun"
-			vip = "VIP4"
+			vip = ["VIP4", "VIP6"]
 			encapsulation = "gre"`},
-		{name: "gue", routed: true, port: 80, families: both[:1], tunnel: [2]string{"tunl0"},
-			director: tunOrDR("tun", "encapsulation = \"gue\"\nencapsulation_port = 6080", false), real: `
+		{name: "gue", routed: true, port: 80, families: both, tunnel: [2]string{"tunl0", "ip6tnl0"},
+			director: tunOrDR("tun", gue, true), real: `
 			[real_server.web]
 			mode = "tun"
-			vip = "VIP4"
-			encapsulation = "gue"
-			encapsulation_port = 6080`},
+			vip = ["VIP4", "VIP6"]
+			` + gue},
+		{name: "IPv4 by gre, IPv6 by gue, each over the other family", routed: true, port: 80, families: both,
+			tunnel: [2]string{"rs0v4-four", "rs0v6-six"}, director: overTheOther(gre, gue), real: otherFamilys(gre, gue)},
+		{name: "IPv4 by gue, IPv6 by gre, each over the other family", routed: true, port: 80, families: both,
+			tunnel: [2]string{"rs0v4-four", "rs0v6-six"}, director: overTheOther(gue, gre), real: otherFamilys(gue, gre)},
 	}
+}
+
+// The encapsulations that are not the default one.
+const (
+	gre = `encapsulation = "gre"`
+	gue = "encapsulation = \"gue\"\nencapsulation_port = 6080"
+)
+
+// overTheOther is a director whose VIPs are served in tunnels of the other
+// family, with more about each.
+func overTheOther(four, six string) string {
+	const director = `
+			[director.%s]
+			mode = "tun"
+			vip = "%s"
+			interface = "eth0"
+			services = ["tcp/80"]
+			scheduler = "rr"
+			%s
+			real_servers = [ { address = "%s" }, { address = "%s" } ]`
+	return fmt.Sprintf(director, "four", "VIP4", four, "RS16", "RS26") + fmt.Sprintf(director, "six", "VIP6", six, "RS14", "RS24")
+}
+
+// otherFamilys is a real server of overTheOther.
+func otherFamilys(four, six string) string {
+	const real = `
+			[real_server.%s]
+			mode = "tun"
+			vip = "%s"
+			director = "%s"
+			%s`
+	return fmt.Sprintf(real, "four", "VIP4", "DIR6", four) + fmt.Sprintf(real, "six", "VIP6", "DIR4", six)
 }
 
 func tunOrDR(mode, more string, v6 bool) string {

@@ -1,0 +1,285 @@
+//go:build stock
+
+package main
+
+import (
+	"bufio"
+	"fmt"
+	"io"
+	"net"
+	"net/http"
+	"net/netip"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/sisod/sisod/internal/lab"
+)
+
+// stay is a connection to a Web that stays open after its first page.
+type stay struct {
+	server string
+	conn   net.Conn
+}
+
+// lodge opens a connection from an address of a host's and asks for a page.
+func lodge(t *testing.T, from *lab.Host, own netip.Addr, to netip.AddrPort) (stay, error) {
+	t.Helper()
+	var v stay
+	err := from.Do(func() (err error) {
+		d := net.Dialer{LocalAddr: net.TCPAddrFromAddrPort(netip.AddrPortFrom(own, 0)), Timeout: patient}
+		d.SetMultipathTCP(false)
+		v.conn, err = d.DialContext(t.Context(), "tcp", to.String())
+		return err
+	})
+	if err != nil {
+		return v, err
+	}
+	t.Cleanup(func() { v.conn.Close() })
+	return v, v.ask()
+}
+
+// ask asks for a page on the same connection.
+func (v *stay) ask() error {
+	if err := v.conn.SetDeadline(time.Now().Add(patient)); err != nil {
+		return err
+	}
+	if _, err := io.WriteString(v.conn, "POST / HTTP/1.1\r\nHost: vip\r\nContent-Length: 0\r\n\r\n"); err != nil {
+		return err
+	}
+	response, err := http.ReadResponse(bufio.NewReader(v.conn), nil)
+	if err != nil {
+		return err
+	}
+	defer response.Body.Close()
+	page, err := io.ReadAll(response.Body)
+	if err != nil {
+		return err
+	}
+	v.server, _, _ = strings.Cut(string(page), " ")
+	return nil
+}
+
+// servers visits ports of a VIP in turn, and says who served each.
+func servers(t *testing.T, from *lab.Host, own, vip netip.Addr, ports ...uint16) []string {
+	t.Helper()
+	var order []string
+	for _, port := range ports {
+		v, err := lodge(t, from, own, netip.AddrPortFrom(vip, port))
+		if err != nil {
+			t.Fatalf("%s port %d: %v", vip, port, err)
+		}
+		order = append(order, v.server)
+	}
+	return order
+}
+
+// datagrams sends n of them from one socket, each when the last was answered.
+func datagrams(t *testing.T, from *lab.Host, to netip.AddrPort, n int) (net.Conn, error) {
+	t.Helper()
+	var conn net.Conn
+	err := from.Do(func() (err error) {
+		conn, err = net.Dial("udp", to.String())
+		return err
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { conn.Close() })
+	for range n {
+		if err := another(conn, patient); err != nil {
+			return conn, err
+		}
+	}
+	return conn, nil
+}
+
+// another sends a datagram and waits for the answer.
+func another(conn net.Conn, timeout time.Duration) error {
+	if err := conn.SetDeadline(time.Now().Add(timeout)); err != nil {
+		return err
+	}
+	if _, err := io.WriteString(conn, "who am I\n"); err != nil {
+		return err
+	}
+	answer := make([]byte, 64)
+	n, err := conn.Read(answer)
+	if err == nil && string(answer[:n]) != conn.LocalAddr().String()+"\n" {
+		err = fmt.Errorf("the server saw %q, not the client %s", answer[:n], conn.LocalAddr())
+	}
+	return err
+}
+
+// kinds are services of every kind, on one director in two modes.
+const kinds = `
+	[director.udp]
+	mode = "dr"
+	vip = ["VIP4", "VIP6"]
+	interface = "eth0"
+	services = ["udp/5353", "sctp/2905"]
+	scheduler = "rr"
+	real_servers = [ { address = "RS14" }, { address = "RS24" }, { address = "RS16" }, { address = "RS26" } ]
+	[director.one]
+	mode = "dr"
+	vip = ["VIP4", "VIP6"]
+	interface = "eth0"
+	services = ["udp/5354"]
+	scheduler = "rr"
+	one_packet = true
+	real_servers = [ { address = "RS14" }, { address = "RS24" }, { address = "RS16" }, { address = "RS26" } ]
+	[director.mapped]
+	mode = "nat"
+	vip = ["VIP4", "VIP6"]
+	interface = "eth0"
+	services = ["udp/5300", "sctp/5300"]
+	scheduler = "rr"
+	real_servers = [ { address = "RS14", port = 5355 }, { address = "RS24", port = 5355 }, { address = "RS16", port = 5355 }, { address = "RS26", port = 5355 } ]
+	[director.marked]
+	mode = "dr"
+	vip = ["VIP4", "VIP6"]
+	interface = "eth0"
+	fwmark = 7
+	scheduler = "rr"
+	real_servers = [ { address = "RS14" }, { address = "RS24" }, { address = "RS16" }, { address = "RS26" } ]
+	[director.every]
+	mode = "dr"
+	vip = ["VIP4", "VIP6"]
+	interface = "eth0"
+	services = ["tcp/0"]
+	scheduler = "rr"
+	persistence = "300s"
+	real_servers = [ { address = "RS14" }, { address = "RS24" }, { address = "RS16" }, { address = "RS26" } ]
+	[director.group4]
+	mode = "dr"
+	vip = "VIP4"
+	interface = "eth0"
+	services = ["tcp/8005"]
+	scheduler = "rr"
+	persistence = "300s"
+	persistence_netmask = "255.255.255.0"
+	real_servers = [ { address = "RS14" }, { address = "RS24" } ]
+	[director.group6]
+	mode = "dr"
+	vip = "VIP6"
+	interface = "eth0"
+	services = ["tcp/8005"]
+	scheduler = "rr"
+	persistence = "300s"
+	persistence_netmask = 64
+	real_servers = [ { address = "RS16" }, { address = "RS26" } ]`
+
+const kindsServed = `
+	[real_server.web]
+	mode = "dr"
+	vip = ["VIP4", "VIP6"]
+	[real_server.mapped]
+	mode = "nat"
+	director = ["DIR4", "DIR6"]
+	services = ["udp/5355", "sctp/5355"]`
+
+// marks are those that an administrator's firewall gives.
+const marks = `table inet marks {
+	chain prerouting {
+		type filter hook prerouting priority mangle
+		ip daddr VIP4 tcp dport { 8001, 8002 } meta mark set 7
+		ip6 daddr VIP6 tcp dport { 8001, 8002 } meta mark set 7
+	}
+}`
+
+func TestStockServicesOfEveryKind(t *testing.T) {
+	l := newLVS(t, false)
+	run(t, l.Director, "nft", spell(l, marks))
+	second := lab.Addresses{V4: l.ClientAddress.V4.Next(), V6: l.ClientAddress.V6.Next()}
+	if err := l.Client.Addr("eth0", second.V4.String()+"/24", second.V6.String()+"/64"); err != nil {
+		t.Fatal(err)
+	}
+	hosts := []*lab.Host{l.Director, l.RealServers[0], l.RealServers[1]}
+	found := snapshots(t, hosts...)
+	var witnesses []*lab.Capture
+	for i, h := range hosts {
+		writeProfile(t, h, "lvs.toml", spell(l, kinds))
+		if i > 0 {
+			writeProfile(t, h, "lvs.toml", spell(l, kindsServed))
+			for _, port := range []uint16{8001, 8002, 8003, 8004, 8005} {
+				if _, err := h.ServeWeb(port); err != nil {
+					t.Fatal(err)
+				}
+			}
+			for _, port := range []uint16{5353, 5354, 5355} {
+				if _, err := h.Serve(port); err != nil {
+					t.Fatal(err)
+				}
+			}
+		}
+		apply(t, h, 0)
+		w, err := h.Capture()
+		if err != nil {
+			t.Fatal(err)
+		}
+		witnesses = append(witnesses, w)
+	}
+	contains(t, run(t, l.Director, "ipvsadm", "-Sn"), "-A -f 7 -s rr\n", "-A -f 7 -6 -s rr\n", "-A -u "+l.VIP.At(false, 5354).String()+" -s rr -o\n",
+		"-A -t "+l.VIP.At(false, 8005).String()+" -s rr -p 300 -M 255.255.255.0\n", "-A -t "+l.VIP.At(true, 8005).String()+" -s rr -p 300 -M 64\n")
+	// came waits until so many datagrams have come to a port of each real server.
+	came := func(what string, port uint16, want [2]int) {
+		t.Helper()
+		wait(t, func() error {
+			var n [2]int
+			for i := range n {
+				n[i] = witnesses[1+i].Count(func(p lab.Packet) bool { return !p.Out && p.Protocol == lab.UDP && p.Dst.Port() == port })
+			}
+			if n != want {
+				return fmt.Errorf("%s: %v datagrams came, want %v", what, n, want)
+			}
+			return nil
+		})
+		for _, w := range witnesses {
+			w.Reset()
+		}
+	}
+	for _, v6 := range []bool{false, true} {
+		vip, client := l.VIP.At(v6, 0).Addr(), l.ClientAddress.At(v6, 0).Addr()
+		neighbour, another := l.NeighbourAddress.At(v6, 0).Addr(), second.At(v6, 0).Addr()
+
+		// One service, whatever the port: it is the mark that takes turns.
+		if got := servers(t, l.Client, client, vip, 8001, 8002, 8001, 8002); got[0] == got[1] || got[1] == got[2] || got[2] == got[3] {
+			t.Errorf("%s by mark: %v", vip, got)
+		}
+		// Every port of a client's goes to the server that the first one went to.
+		first := servers(t, l.Client, client, vip, 8003, 8004, 8003, 8004)
+		other := servers(t, l.Client, another, vip, 8004, 8003, 8004)
+		if len(slices.Compact(slices.Clone(first))) != 1 || len(slices.Compact(slices.Clone(other))) != 1 || first[0] == other[0] {
+			t.Errorf("%s, every port, from two clients: %v and %v", vip, first, other)
+		}
+		// Clients of one network are one client.
+		group := append(servers(t, l.Client, client, vip, 8005, 8005), servers(t, l.Client, another, vip, 8005)...)
+		group = append(group, servers(t, l.Neighbour, neighbour, vip, 8005)...)
+		if group[0] != group[1] || group[0] != group[2] || group[0] == group[3] {
+			t.Errorf("%s, by network: %v", vip, group)
+		}
+
+		for _, c := range []struct {
+			what       string
+			port, real uint16
+			sockets, n int
+			want       [2]int
+		}{
+			{"udp by dr", 5353, 5353, 2, 3, [2]int{3, 3}},
+			{"udp by nat", 5300, 5355, 2, 3, [2]int{3, 3}},
+			{"one packet", 5354, 5354, 1, 6, [2]int{3, 3}},
+		} {
+			for range c.sockets {
+				if _, err := datagrams(t, l.Client, netip.AddrPortFrom(vip, c.port), c.n); err != nil {
+					t.Errorf("%s, %s: %v", vip, c.what, err)
+				}
+			}
+			came(fmt.Sprintf("%s, %s", vip, c.what), c.real, c.want)
+		}
+	}
+	associations(t, l)
+	if t.Failed() {
+		explain(t, l)
+	}
+	asFound(t, found, hosts...)
+}
