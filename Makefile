@@ -9,7 +9,7 @@ LDFLAGS     = -s -w -X main.version=$(VERSION)
 # a machine that is busy needs time.
 TEST_TIMEOUT ?= 15m
 
-.PHONY: help build demo test lab test-pure lint fmt bench tools clean
+.PHONY: help build demo test lab test-pure lint fmt bench bench-lvs stockvm tools clean
 
 help:
 	@sed -n 's/^## //p' $(MAKEFILE_LIST)
@@ -27,10 +27,7 @@ test: tools
 	go test -timeout $(TEST_TIMEOUT) ./...
 
 ## lab        the tests that need IPVS and tunnels, on Debian's stock kernel in a virtual machine
-lab: tools build
-	@packaging/tools.sh lab
-	CGO_ENABLED=0 go build -o bin/stockvm ./internal/lab/stockvm
-	bin/stockvm build
+lab: build stockvm
 	go test -tags stock -timeout $(TEST_TIMEOUT) ./internal/lab/stockvm
 	go test -tags stock -timeout $(TEST_TIMEOUT) -exec "$(CURDIR)/bin/stockvm exec" ./internal/kernel
 	SISOD_BINARY=$(CURDIR)/bin/sisod go test -tags stock -timeout $(TEST_TIMEOUT) -run Stock -exec "$(CURDIR)/bin/stockvm exec" ./cmd/sisod
@@ -54,6 +51,16 @@ fmt:
 ## bench      reaction times, idle passes and memory on this machine; needs root
 bench: tools
 	go test -run "^$$" -bench . -benchtime 1x -timeout $(TEST_TIMEOUT) ./cmd/sisod
+
+## bench-lvs  1,000 services against ipvsadm, and a director's daemon, in the virtual machine
+bench-lvs: build stockvm
+	SISOD_BINARY=$(CURDIR)/bin/sisod go test -tags stock -run "^$$" -bench "ThousandServices|IdleDirector" -benchtime 1x -timeout $(TEST_TIMEOUT) -exec "$(CURDIR)/bin/stockvm exec" ./cmd/sisod
+
+# The virtual machine, made once and kept.
+stockvm: tools
+	@packaging/tools.sh lab
+	CGO_ENABLED=0 go build -o bin/stockvm ./internal/lab/stockvm
+	bin/stockvm build
 
 ## tools      install the Debian packages that tests and demo stand on
 tools:

@@ -109,9 +109,30 @@ func (b *builder) tunnels(r *profiles.RealServer, vip netip.Addr) []state.Device
 		}
 	}
 	if r.Tunnel.Kind == "gue" {
-		out = append(out, state.Device{Type: "gue", EncapPort: r.Tunnel.Port})
+		for _, f := range b.outerFamilies(r, out[0]) {
+			out = append(out, state.Device{Type: "gue", EncapPort: r.Tunnel.Port, EncapFamily: f})
+		}
 	}
 	return out
+}
+
+// outerFamilies are the families in which a role's packets come: its directors',
+// the tunnel's, or for a device that is not sisod's those of the host's addresses.
+func (b *builder) outerFamilies(r *profiles.RealServer, tunnel state.Device) []state.Family {
+	in := map[state.Family]bool{}
+	for _, d := range r.Directors {
+		in[family(d.Value)] = true
+	}
+	switch {
+	case len(in) > 0:
+	case tunnel.Type == "":
+		for _, a := range b.facts.Addresses {
+			in[family(a.Prefix.Addr())] = true
+		}
+	default:
+		in[map[bool]state.Family{true: state.IPv6, false: state.IPv4}[strings.HasPrefix(tunnel.Type, "ip6")]] = true
+	}
+	return slices.Sorted(maps.Keys(in))
 }
 
 // between is the device of the same type to the same director that is asked for

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"bufio"
 	"fmt"
 	"io"
 	"os"
@@ -46,10 +47,12 @@ Exit code 0: done, 2: done but with problems, 1: error.`,
 			if err != nil {
 				return err
 			}
-			out, pal := cmd.OutOrStdout(), p.palette(os.Stdout)
+			// Thousands of lines one by one take longer than what they tell of.
+			out, pal := bufio.NewWriter(cmd.OutOrStdout()), p.palette(os.Stdout)
 			if quiet {
-				out = io.Discard
+				out.Reset(io.Discard)
 			}
+			defer out.Flush()
 			outcomes, err := pass.Apply(cmd.Context(), s.host, func(o kernel.Outcome) {
 				if o.Done() {
 					for _, line := range stepLines(pal, o.Step, pass.Plan.Names) {
@@ -60,11 +63,14 @@ Exit code 0: done, 2: done but with problems, 1: error.`,
 			if err != nil {
 				return err
 			}
+			// A reader who has gone is no reason to stop.
+			_ = out.Flush()
 			if err := tellOutcomes(cmd.ErrOrStderr(), p.palette(os.Stderr), outcomes, pass.Plan.Names); err != nil {
 				return err
 			}
 			if len(outcomes) == 0 {
 				fmt.Fprintln(out, "nothing to do")
+				_ = out.Flush()
 			}
 			for _, line := range problemsText(p.palette(os.Stderr), pass) {
 				fmt.Fprintln(cmd.ErrOrStderr(), line)

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"bufio"
 	"fmt"
 	"log/slog"
 	"os"
@@ -42,11 +43,12 @@ holds still until apply, reload or restart.`,
 					return err
 				}
 			}
-			pal := p.palette(os.Stdout)
+			out, pal := bufio.NewWriter(cmd.OutOrStdout()), p.palette(os.Stdout)
+			defer out.Flush()
 			outcomes, err := pass.Apply(cmd.Context(), host, func(o kernel.Outcome) {
 				if o.Done() {
 					for _, line := range stepLines(pal, o.Step, pass.Plan.Names) {
-						fmt.Fprintln(cmd.OutOrStdout(), line)
+						fmt.Fprintln(out, line)
 					}
 				}
 			})
@@ -54,8 +56,9 @@ holds still until apply, reload or restart.`,
 				return err
 			}
 			if len(outcomes) == 0 {
-				fmt.Fprintln(cmd.OutOrStdout(), "nothing of sisod's is here")
+				fmt.Fprintln(out, "nothing of sisod's is here")
 			}
+			_ = out.Flush()
 			return tellOutcomes(cmd.ErrOrStderr(), p.palette(os.Stderr), outcomes, pass.Plan.Names)
 		},
 	}

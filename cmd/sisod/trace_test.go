@@ -6,11 +6,13 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"syscall"
 	"testing"
 	"unsafe"
 
+	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
 
 	"github.com/sisod/sisod/internal/lab"
@@ -20,6 +22,10 @@ import (
 type change struct {
 	number int    // from 1
 	what   string // "netlink NEWRULE", "rename /run/sisod/ledger.json"
+	// messages is how many netlink messages are sent at once, and drop has the
+	// kernel pass over those from one on.
+	messages int
+	drop     func(from int)
 }
 
 // verdict is what becomes of a process that is about to make a change.
@@ -33,7 +39,7 @@ const (
 // traced runs sisod on a host under ptrace(2). decide is called, while the
 // whole program stands still, before every change: a netlink request that is
 // not a question, a file that is written, renamed, made or removed. Standard
-// output and error are no changes.
+// output and error are no changes, nor are packets.
 func traced(t testing.TB, h *lab.Host, decide func(change) verdict, args ...string) result {
 	t.Helper()
 	var files [2]*os.File
@@ -48,7 +54,7 @@ func traced(t testing.TB, h *lab.Host, decide func(change) verdict, args ...stri
 	r := result{}
 	// The tracer is the thread that starts the program.
 	err := h.Do(func() error {
-		tr := tracer{decide: decide, entered: map[int]bool{}}
+		tr := tracer{decide: decide, protocols: map[string]string{}}
 		code, err := tr.run(append([]string{program}, args...), files[0].Fd(), files[1].Fd())
 		r.code = code
 		return err
@@ -70,11 +76,11 @@ func traced(t testing.TB, h *lab.Host, decide func(change) verdict, args ...stri
 const killed = -1
 
 type tracer struct {
-	decide  func(change) verdict
-	leader  int
-	entered map[int]bool // threads inside a system call
-	changes int
-	dead    bool // killed, and not to be asked about again
+	decide    func(change) verdict
+	leader    int
+	protocols map[string]string // of netlink sockets, by their names in /proc
+	changes   int
+	dead      bool // killed, and not to be asked about again
 }
 
 // syscallStop marks a stop at a system call (PTRACE_O_TRACESYSGOOD).
@@ -154,12 +160,13 @@ func (tr *tracer) atSyscall(pid int) {
 	if errno != 0 || c.Op != unix.PTRACE_SYSCALL_INFO_ENTRY || tr.dead {
 		return
 	}
-	what := tr.describe(pid, c)
-	if what == "" {
+	next := tr.describe(pid, c)
+	if next.what == "" {
 		return
 	}
 	tr.changes++
-	if tr.decide(change{tr.changes, what}) == kill {
+	next.number = tr.changes
+	if tr.decide(next) == kill {
 		tr.dead = true
 		// The process is stopped here and has not been waited for: the number is its.
 		_ = unix.Kill(tr.leader, unix.SIGKILL)
@@ -167,27 +174,17 @@ func (tr *tracer) atSyscall(pid int) {
 }
 
 // describe names a call that changes something, "" for any other.
-func (tr *tracer) describe(pid int, c syscallInfo) string {
+func (tr *tracer) describe(pid int, c syscallInfo) change {
+	if c.Nr == unix.SYS_SENDTO {
+		return tr.netlink(pid, c)
+	}
+	return change{what: tr.file(pid, c)}
+}
+
+// file names a call that changes a file.
+func (tr *tracer) file(pid int, c syscallInfo) string {
 	path := func(arg int) string { return tr.text(pid, c.Args[arg]) }
 	switch c.Nr {
-	case unix.SYS_SENDTO:
-		header := make([]byte, 20)
-		if n, err := unix.PtracePeekData(pid, uintptr(c.Args[1]), header); err != nil || n < len(header) {
-			return "netlink message that cannot be read"
-		}
-		kind := binary.NativeEndian.Uint16(header[4:])
-		name := map[uint16]string{
-			unix.RTM_NEWROUTE: "NEWROUTE", unix.RTM_DELROUTE: "DELROUTE", unix.RTM_NEWRULE: "NEWRULE", unix.RTM_DELRULE: "DELRULE",
-			unix.RTM_NEWLINK: "NEWLINK", unix.RTM_SETLINK: "SETLINK",
-		}[kind]
-		switch {
-		// The kinds come in fours: new, delete, get, set (linux/rtnetlink.h).
-		case kind >= unix.RTM_BASE && (kind-unix.RTM_BASE)%4 == 2:
-			return ""
-		case name == "":
-			name = fmt.Sprint(kind)
-		}
-		return "netlink " + name
 	case unix.SYS_WRITE, unix.SYS_PWRITE64:
 		target, err := os.Readlink(fmt.Sprintf("/proc/%d/fd/%d", pid, c.Args[0]))
 		if c.Args[0] <= 2 || err != nil || !filepath.IsAbs(target) {
@@ -210,6 +207,108 @@ func (tr *tracer) describe(pid int, c syscallInfo) string {
 		return fmt.Sprintf("system call %d", c.Nr)
 	}
 	return ""
+}
+
+// netlink names a request that is not a question, "" for any other.
+func (tr *tracer) netlink(pid int, c syscallInfo) change {
+	protocol := tr.protocol(pid, c.Args[0])
+	if protocol == "" {
+		return change{}
+	}
+	data := make([]byte, c.Args[2])
+	local := []unix.Iovec{{Base: unsafe.SliceData(data), Len: c.Args[2]}}
+	n, err := unix.ProcessVMReadv(pid, local, []unix.RemoteIovec{{Base: uintptr(c.Args[1]), Len: len(data)}}, 0)
+	if err != nil || n < unix.SizeofNlMsghdr+4 {
+		return change{what: "netlink message that cannot be read"}
+	}
+	kind := binary.NativeEndian.Uint16(data[4:])
+	what := routeRequest(kind)
+	if protocol == protocolGeneric {
+		what = genericRequest(kind, binary.NativeEndian.Uint16(data[6:]), data[unix.SizeofNlMsghdr])
+	}
+	var starts []int
+	for at := 0; at+unix.SizeofNlMsghdr <= len(data); {
+		starts = append(starts, at)
+		at += max((int(binary.NativeEndian.Uint32(data[at:]))+3)&^3, unix.SizeofNlMsghdr)
+	}
+	return change{what: what, messages: len(starts), drop: func(from int) {
+		for _, at := range starts[from:] {
+			// What is no request is acknowledged, and nothing is done
+			// (net/netlink/af_netlink.c, netlink_rcv_skb).
+			word := binary.NativeEndian.AppendUint16(nil, unix.NLMSG_NOOP)
+			if _, err := unix.PtracePokeData(pid, uintptr(c.Args[1])+uintptr(at)+4, word); err != nil {
+				panic(fmt.Sprintf("change a message of the traced program: %v", err))
+			}
+		}
+	}}
+}
+
+// routeRequest names a request of rtnetlink by its kind.
+func routeRequest(kind uint16) string {
+	name := map[uint16]string{
+		unix.RTM_NEWROUTE: "NEWROUTE", unix.RTM_DELROUTE: "DELROUTE", unix.RTM_NEWRULE: "NEWRULE", unix.RTM_DELRULE: "DELRULE",
+		unix.RTM_NEWLINK: "NEWLINK", unix.RTM_SETLINK: "SETLINK", unix.RTM_NEWADDR: "NEWADDR", unix.RTM_DELADDR: "DELADDR",
+	}[kind]
+	switch {
+	// The kinds come in fours: new, delete, get, set (linux/rtnetlink.h).
+	case kind >= unix.RTM_BASE && (kind-unix.RTM_BASE)%4 == 2:
+		return ""
+	case name == "":
+		name = fmt.Sprint(kind)
+	}
+	return "netlink " + name
+}
+
+// genericCommands are the commands of generic netlink families that change
+// something (linux/ip_vs.h, linux/fou.h).
+var genericCommands = map[string]map[uint8]string{
+	"IPVS": {
+		1: "NEW_SERVICE", 2: "SET_SERVICE", 3: "DEL_SERVICE", 5: "NEW_DEST", 6: "SET_DEST", 7: "DEL_DEST",
+		9: "NEW_DAEMON", 10: "DEL_DAEMON", 12: "SET_CONFIG",
+	},
+	"fou":    {1: "ADD", 2: "DEL"},
+	"nlctrl": {},
+}
+
+// genericRequest names a request of generic netlink. Families have numbers that
+// the kernel gives them when their module is loaded.
+func genericRequest(kind, flags uint16, command uint8) string {
+	if flags&unix.NLM_F_DUMP == unix.NLM_F_DUMP {
+		return ""
+	}
+	families, err := netlink.GenlFamilyList()
+	i := slices.IndexFunc(families, func(f *netlink.GenlFamily) bool { return f.ID == kind })
+	if err != nil || i < 0 || genericCommands[families[i].Name] == nil {
+		return fmt.Sprintf("generic netlink %d, command %d", kind, command)
+	}
+	if name := genericCommands[families[i].Name][command]; name != "" {
+		return "netlink " + families[i].Name + " " + name
+	}
+	return ""
+}
+
+// protocolGeneric is NETLINK_GENERIC as /proc/net/netlink has it.
+var protocolGeneric = fmt.Sprint(unix.NETLINK_GENERIC)
+
+// protocol is the netlink protocol of a socket of the traced program, "" for a
+// socket of another kind.
+func (tr *tracer) protocol(pid int, fd uint64) string {
+	name, err := os.Readlink(fmt.Sprintf("/proc/%d/fd/%d", pid, fd))
+	if known := tr.protocols[name]; known != "" || err != nil {
+		return known
+	}
+	inode := strings.TrimSuffix(strings.TrimPrefix(name, "socket:["), "]")
+	list, err := os.ReadFile(fmt.Sprintf("/proc/%d/net/netlink", pid))
+	if err != nil {
+		return ""
+	}
+	for line := range strings.Lines(string(list)) {
+		// sk Eth Pid Groups Rmem Wmem Dump Locks Drops Inode
+		if f := strings.Fields(line); len(f) == 10 && f[9] == inode {
+			tr.protocols[name] = f[1]
+		}
+	}
+	return tr.protocols[name]
 }
 
 // text is a string of the traced program.

@@ -81,11 +81,8 @@ func (h *Host) readDevices() (map[state.Device]bool, error) {
 					return nil, fmt.Errorf("list ports of encapsulation: %w", err)
 				}
 			}
-			all, some := listens(ports, e.Port)
-			if all {
+			if ports[encapPort{e.Family, e.Port}] {
 				own[d] = true
-			}
-			if some {
 				continue
 			}
 		case d.Fallback():
@@ -210,7 +207,7 @@ func (h *Host) deleteDevice(d state.Device) error {
 	for _, e := range slices.Clone(h.ledger.ownDevices()) {
 		switch {
 		case e.device() == d && d.EncapPort != 0:
-			if err := h.deleteEncapPort(d.EncapPort); err != nil {
+			if err := h.deleteEncapPort(d); err != nil {
 				return err
 			}
 		case e.device() == d && d.Fallback():
@@ -263,7 +260,9 @@ func (g *ledger) ownsLink(index int, name string) bool {
 func (g *ledger) noteDevice(e deviceEntry) (fresh bool) {
 	g.reload()
 	fresh = g.note(e, slices.Contains(g.page.Devices, e))
-	g.page.Devices = slices.DeleteFunc(g.page.Devices, func(have deviceEntry) bool { return have.Name == e.Name && have.Port == e.Port })
+	g.page.Devices = slices.DeleteFunc(g.page.Devices, func(have deviceEntry) bool {
+		return have.Name == e.Name && have.Port == e.Port && have.Family == e.Family
+	})
 	g.page.Devices = append(g.page.Devices, e)
 	g.dirty = true
 	return fresh

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"os"
 	"os/exec"
+	"slices"
 	"strings"
 
 	"golang.org/x/sys/unix"
@@ -34,15 +35,6 @@ const (
 type encapPort struct {
 	family state.Family
 	port   uint16
-}
-
-// encapFamilies are the families in which a receiver listens: those that the
-// host has.
-func encapFamilies() []state.Family {
-	if _, err := os.Stat(procSys + "/net/ipv6"); err != nil {
-		return []state.Family{state.IPv4}
-	}
-	return state.Families[:]
 }
 
 func appendEncapPort(b []byte, p encapPort) []byte {
@@ -92,18 +84,9 @@ func decodeEncapPort(body []byte) (p encapPort, gue bool, err error) {
 	return p, gue, nil
 }
 
-// listens reports whether the host receives GUE on a port in all its families,
-// and whether in some.
-func listens(ports map[encapPort]bool, port uint16) (all, some bool) {
-	all = true
-	for _, f := range encapFamilies() {
-		there := ports[encapPort{f, port}]
-		all, some = all && there, some || there
-	}
-	return all, some
-}
-
-// addEncapPort opens a receiver, the ledger first.
+// addEncapPort opens a receiver, the ledger first. One that is there already is
+// somebody else's: what the ledger names is closed by flush, also after a process
+// was killed.
 func (h *Host) addEncapPort(d state.Device) error {
 	number, err := h.fou()
 	if err != nil {
@@ -113,42 +96,43 @@ func (h *Host) addEncapPort(d state.Device) error {
 	if err != nil {
 		return err
 	}
-	entry := entryOf(d)
+	p, entry := encapPort{d.EncapFamily, d.EncapPort}, entryOf(d)
+	if ports[p] {
+		if slices.Contains(h.ledger.ownDevices(), entry) {
+			return nil
+		}
+		return encapPortError(unix.EADDRINUSE)
+	}
 	fresh := h.ledger.noteDevice(entry)
 	if err := h.ledger.save(); err != nil {
 		return err
 	}
-	var opened []encapPort
-	for _, f := range encapFamilies() {
-		p := encapPort{f, d.EncapPort}
-		if ports[p] && !fresh {
-			continue
-		}
-		body := appendAttribute(appendEncapPort(nil, p), fouType, fouIsGUE)
-		if err = h.generic.do([]message{genericMessage(number, fouAdd, body)})[0]; err != nil {
-			err = fmt.Errorf("%s: %w", f, err)
-			break
-		}
-		opened = append(opened, p)
-	}
+	body := appendAttribute(appendEncapPort(nil, p), fouType, fouIsGUE)
+	err = h.generic.do([]message{genericMessage(number, fouAdd, body)})[0]
 	if err == nil {
 		return nil
 	}
-	if errors.Is(err, unix.EADDRINUSE) {
-		err = fmt.Errorf("%w: somebody else receives on this UDP port", err)
-	}
+	err = encapPortError(err)
 	if fresh {
-		for _, p := range opened {
-			err = errors.Join(err, h.generic.do([]message{genericMessage(number, fouDel, appendEncapPort(nil, p))})[0])
-		}
 		h.ledger.forgetDevice(entry)
 		err = errors.Join(err, h.ledger.save())
 	}
 	return err
 }
 
+// encapPortError says what the kernel means.
+func encapPortError(err error) error {
+	switch {
+	case errors.Is(err, unix.EADDRINUSE):
+		return fmt.Errorf("%w: somebody else receives on this UDP port", err)
+	case errors.Is(err, unix.EAFNOSUPPORT):
+		return fmt.Errorf("%w: no such family in this kernel", err)
+	}
+	return err
+}
+
 // deleteEncapPort closes a receiver.
-func (h *Host) deleteEncapPort(port uint16) error {
+func (h *Host) deleteEncapPort(d state.Device) error {
 	number, err := h.generic.genericFamily(fouFamily)
 	if errors.Is(err, unix.ENOENT) {
 		return nil
@@ -156,13 +140,11 @@ func (h *Host) deleteEncapPort(port uint16) error {
 	if err != nil {
 		return err
 	}
-	for _, f := range encapFamilies() {
-		err := h.generic.do([]message{genericMessage(number, fouDel, appendEncapPort(nil, encapPort{f, port}))})[0]
-		if err != nil && !gone(err) && !errors.Is(err, unix.EINVAL) {
-			return fmt.Errorf("%s: %w", f, err)
-		}
+	err = h.generic.do([]message{genericMessage(number, fouDel, appendEncapPort(nil, encapPort{d.EncapFamily, d.EncapPort}))})[0]
+	if gone(err) || errors.Is(err, unix.EINVAL) {
+		return nil
 	}
-	return nil
+	return err
 }
 
 // fou is the number of the family. Its module has no alias by which the kernel

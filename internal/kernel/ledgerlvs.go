@@ -30,17 +30,19 @@ type deviceEntry struct {
 	Type   string     `json:"type"`
 	Remote netip.Addr `json:"remote,omitzero"`
 	Port   uint16     `json:"port,omitempty"`
+	// Family is that of the packets that come to Port.
+	Family state.Family `json:"family,omitempty"`
 	// Link is the interface index, 0 for a device that comes with its module,
 	// and from before the making of any other until after it.
 	Link int `json:"link,omitempty"`
 }
 
 func (e deviceEntry) device() state.Device {
-	return state.Device{Name: e.Name, Type: e.Type, Remote: e.Remote, EncapPort: e.Port}
+	return state.Device{Name: e.Name, Type: e.Type, Remote: e.Remote, EncapPort: e.Port, EncapFamily: e.Family}
 }
 
 func entryOf(d state.Device) deviceEntry {
-	return deviceEntry{Name: d.Name, Type: d.Type, Remote: d.Remote, Port: d.EncapPort}
+	return deviceEntry{Name: d.Name, Type: d.Type, Remote: d.Remote, Port: d.EncapPort, Family: d.EncapFamily}
 }
 
 type upEntry struct {
@@ -129,7 +131,7 @@ func (g *ledger) tidy() {
 	clear(g.absent)
 	slices.SortFunc(r.VIPs, func(a, b vipEntry) int { return cmp.Or(a.Link-b.Link, a.Addr.Compare(b.Addr)) })
 	slices.SortFunc(r.Devices, func(a, b deviceEntry) int {
-		return cmp.Or(cmp.Compare(a.Name, b.Name), cmp.Compare(a.Port, b.Port))
+		return cmp.Or(cmp.Compare(a.Name, b.Name), cmp.Compare(a.Port, b.Port), cmp.Compare(a.Family, b.Family))
 	})
 	slices.SortFunc(r.Ups, func(a, b upEntry) int { return a.Link - b.Link })
 }

@@ -332,7 +332,8 @@ func (h *Host) readValues() error {
 		h.cached.Observed.Up[l.Name] = l.Up
 	}
 	for _, path := range h.query.Sysctls {
-		// What cannot be read is left out.
+		// What cannot be read is left out. What could be given back was read already:
+		// what drains still stands on it.
 		_, _ = read(path)
 	}
 	h.lookedAt = map[string]bool{}

@@ -57,9 +57,10 @@ const (
 	forwardSwitched = "net/ipv4/conf/all/accept_redirects"
 )
 
-// writeSysctlAlone is writeSysctl without what the kernel changes along. A host
-// that obeyed no redirects before it forwarded must obey none after.
-func writeSysctlAlone(path, value string) error {
+// restoreSysctl is writeSysctl without what the kernel changes along. A host
+// that obeyed no redirects before it forwarded must obey none after, also when
+// this process is killed in the middle: the ledger has it meanwhile.
+func (h *Host) restoreSysctl(path, value string) error {
 	if path != forwardSwitch {
 		return writeSysctl(path, value)
 	}
@@ -67,7 +68,29 @@ func writeSysctlAlone(path, value string) error {
 	if err != nil {
 		return err
 	}
-	return errors.Join(writeSysctl(path, value), writeSysctl(forwardSwitched, along))
+	turned := "1"
+	if value != "0" {
+		turned = "0"
+	}
+	place := sysctlPlace{Path: forwardSwitched}
+	known := h.ledger.sysctlAt(place) >= 0
+	if along != turned {
+		h.ledger.noteSysctl(place, along, turned)
+		if err := h.ledger.save(); err != nil {
+			return err
+		}
+	}
+	if err := errors.Join(writeSysctl(path, value), writeSysctl(forwardSwitched, along)); err != nil {
+		return err
+	}
+	switch {
+	case along == turned:
+	case known:
+		h.ledger.noteSysctl(place, turned, along)
+	default:
+		h.ledger.forgetSysctl(place)
+	}
+	return nil
 }
 
 // checkSysctlPath keeps a path from a damaged ledger below net.
@@ -166,7 +189,7 @@ func (h *Host) applySysctls(steps []state.Step) []error {
 		failed := h.expectSysctl(o)
 		write := writeSysctl
 		if steps[i].Op == state.Restore {
-			write = writeSysctlAlone
+			write = h.restoreSysctl
 		}
 		if err := write(o.Path, o.Value); err != nil {
 			failed()

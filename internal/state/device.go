@@ -15,8 +15,10 @@ type Device struct {
 	Type   string     // "ipip", "gre", "ip6tnl", "sit", "dummy": ip-link(8)
 	Remote netip.Addr // zero Addr: any
 	// EncapPort, when not 0, is the UDP port of a GUE receiver that hands its
-	// inner packets to the host (fou): a port, not a link, in both families.
-	EncapPort uint16
+	// inner packets to the host (fou): a port, not a link, for packets that come
+	// in EncapFamily.
+	EncapPort   uint16
+	EncapFamily Family
 }
 
 // Kind is KindDevice.
@@ -25,7 +27,7 @@ func (Device) Kind() Kind { return KindDevice }
 // String is what follows "ip link add", or "ip fou add".
 func (d Device) String() string {
 	if d.EncapPort != 0 {
-		return fmt.Sprintf("port %d gue", d.EncapPort)
+		return fmt.Sprintf("port %d gue%s", d.EncapPort, map[Family]string{IPv6: " -6"}[d.EncapFamily])
 	}
 	var b strings.Builder
 	fmt.Fprintf(&b, "%s type %s", d.Name, d.Type)
@@ -45,7 +47,7 @@ func (d Device) Commands(op Op, _ Names) []string {
 		verb = "del"
 	}
 	if d.EncapPort != 0 {
-		return []string{fmt.Sprintf("ip fou %s %s", verb, d), fmt.Sprintf("ip -6 fou %s %s", verb, d)}
+		return []string{fmt.Sprintf("ip fou %s %s", verb, d)}
 	}
 	switch {
 	case d.Fallback() && op.Removes():
