@@ -47,7 +47,7 @@ func Look(ctx context.Context, h *kernel.Host, c *profiles.Config, parts kernel.
 	q := kernel.Query{
 		Interfaces: c.Interfaces(),
 		Tables:     slices.Compact(numbers),
-		Sysctls:    routing.Sysctls(c),
+		Sysctls:    sysctls(routing.Sysctls(c), h.Sysctls()),
 		Window:     [2]uint32{c.Settings.Priority, c.Settings.Priority + profiles.Window - 1},
 		Named:      named(c),
 		Everywhere: c.FollowsMain(),
@@ -64,15 +64,10 @@ func Look(ctx context.Context, h *kernel.Host, c *profiles.Config, parts kernel.
 	p := Pass{Facts: snapshot.Facts, Observed: snapshot.Observed, Tables: q.Tables}
 	p.Desired, p.Exits = routing.Desired(c, tables, p.Facts)
 	lvs.Add(&p.Desired, c, tables.ByName(), p.Facts, p.Observed)
-	// Which sysctls a role needs depends on the links that are there.
-	asked := len(q.Sysctls)
-	for path := range p.Desired.Sysctls {
-		if !slices.Contains(q.Sysctls[:asked], path) {
-			q.Sysctls = append(q.Sysctls, path)
-		}
-	}
-	if len(q.Sysctls) > asked {
-		slices.Sort(q.Sysctls[asked:])
+	// Which sysctls a role needs depends on the links that are there. Mostly they
+	// are those of the pass before.
+	if asked := sysctls(routing.Sysctls(c), slices.Collect(maps.Keys(p.Desired.Sysctls))); !slices.Equal(asked, q.Sysctls) {
+		q.Sysctls = asked
 		if snapshot, err = h.Read(ctx, q, 0); err != nil {
 			return Pass{}, err
 		}
@@ -83,6 +78,11 @@ func Look(ctx context.Context, h *kernel.Host, c *profiles.Config, parts kernel.
 		p.Plan.Names[number] = name
 	}
 	return p, nil
+}
+
+// sysctls are the paths of two lists, each once and in order.
+func sysctls(a, b []string) []string {
+	return slices.Compact(slices.Sorted(slices.Values(slices.Concat(a, b))))
 }
 
 // named are the families of interfaces that need no gateway to be learned.
@@ -115,7 +115,7 @@ func (p Pass) Apply(ctx context.Context, h *kernel.Host, report func(kernel.Outc
 			return nil, fmt.Errorf("record draining real servers: %w", err)
 		}
 	}
-	if err := h.Prune(); err != nil {
+	if err := h.Prune(p.Desired.State); err != nil {
 		return nil, err
 	}
 	if p.Plan.Empty() {

@@ -293,7 +293,8 @@ func (h *Host) readValues() error {
 	for _, l := range h.cached.Facts.Links {
 		h.cached.Observed.Up[l.Name] = l.Up
 	}
-	values := h.readSysctls(h.query.Sysctls)
+	// What sisod has changed is read as well: whoever keeps it has to know it.
+	values := h.readSysctls(slices.AppendSeq(slices.Clone(h.query.Sysctls), maps.Keys(before.Sysctls)))
 	groups := map[string]uint32{}
 	for _, l := range h.cached.Facts.Links {
 		_, remembered := before.Groups[l.Name]
