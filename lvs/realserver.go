@@ -232,6 +232,9 @@ func (b *builder) mains(f state.Family) []state.Route {
 		if _, again := seen[r.Dst]; r.Family != f || again || b.config.IsVIP(r.Dst) {
 			continue
 		}
+		if hop, single := r.Hops.Single(); single && b.decapsulates(hop.Dev) {
+			continue // the link-local network of a tunnel leads nowhere
+		}
 		seen[r.Dst] = r.Metric
 		r.Metric, r.Protocol = state.DefaultMetric(f), state.Protocol
 		out = append(out, r)
@@ -250,6 +253,16 @@ func (b *builder) mains(f state.Family) []state.Route {
 		}})
 	}
 	return out
+}
+
+// decapsulates reports whether a link is a tunnel that requests come out of.
+func (b *builder) decapsulates(link string) bool {
+	for d := range b.Devices {
+		if d.Name == link && d.Type != "dummy" {
+			return true
+		}
+	}
+	return false
 }
 
 // direct serves VIPs whose packets come unchanged, with the director's choice
