@@ -6,6 +6,7 @@ import (
 	"maps"
 	"net/netip"
 	"slices"
+	"strconv"
 	"strings"
 
 	"github.com/sisod/sisod/internal/daemon"
@@ -15,11 +16,14 @@ import (
 
 // roleStatus is one [real_server.NAME] or [director.NAME].
 type roleStatus struct {
-	Name     string          `json:"name"`
-	Role     string          `json:"role"` // "real server" or "director"
-	Mode     string          `json:"mode"`
-	VIPs     []vipStatus     `json:"vips"`
-	Services []serviceStatus `json:"services,omitempty"` // of a director
+	// Name is "" for what is left of directors and services that were removed from
+	// the profiles, and drains.
+	Name      string          `json:"name"`
+	Role      string          `json:"role"` // "real server" or "director"
+	Mode      string          `json:"mode,omitempty"`
+	VIPs      []vipStatus     `json:"vips"`
+	Directors []netip.Addr    `json:"directors,omitempty"` // of a real server
+	Services  []serviceStatus `json:"services,omitempty"`  // of a director
 }
 
 // vipStatus is one VIP of a role.
@@ -31,8 +35,10 @@ type vipStatus struct {
 
 // serviceStatus is one IPVS service, as the kernel has it.
 type serviceStatus struct {
-	Service      string              `json:"service"` // as ipvsadm names it
-	Scheduler    string              `json:"scheduler"`
+	Service   string `json:"service"` // as ipvsadm names it
+	Scheduler string `json:"scheduler"`
+	// Options are the scheduler and all else of the service as ipvsadm spells it.
+	Options      string              `json:"options"`
 	Present      bool                `json:"present"`
 	Destinations []destinationStatus `json:"destinations"`
 }
@@ -47,20 +53,41 @@ type destinationStatus struct {
 	Inactive uint32         `json:"inactive_connections"`
 }
 
+// words are those that stand below each other.
+func (d destinationStatus) words() [3]string {
+	return [3]string{d.Address.String(), strconv.Itoa(d.Weight), strconv.FormatUint(uint64(d.Active), 10)}
+}
+
 // roles tells how the roles of the profiles stand in the kernel.
 func roles(c *profiles.Config, pass daemon.Pass) []roleStatus {
 	list := []roleStatus{}
 	for _, r := range c.RealServers {
-		list = append(list, roleStatus{Name: r.Name, Role: "real server", Mode: string(r.Mode), VIPs: vips(r.VIPs, pass)})
+		one := roleStatus{Name: r.Name, Role: "real server", Mode: string(r.Mode), VIPs: vips(r.VIPs, pass)}
+		for _, d := range r.Directors {
+			one.Directors = append(one.Directors, d.Value)
+		}
+		list = append(list, one)
 	}
+	shown := map[state.ServiceKey]bool{}
+	keys := slices.SortedFunc(maps.Keys(pass.Desired.Services), compareServices)
 	for _, d := range c.Directors {
 		one := roleStatus{Name: d.Name, Role: "director", Mode: string(d.Mode), VIPs: vips(d.VIPs, pass)}
-		for _, key := range slices.SortedFunc(maps.Keys(pass.Desired.Services), compareServices) {
+		for _, key := range keys {
 			if d.FWMark != 0 && key.Mark == d.FWMark || key.Mark == 0 && slices.ContainsFunc(d.Services, func(p profiles.Port) bool { return serves(d, p, key) }) {
 				one.Services = append(one.Services, service(key, pass))
+				shown[key] = true
 			}
 		}
 		list = append(list, one)
+	}
+	removed := roleStatus{Role: "director", VIPs: []vipStatus{}}
+	for _, key := range keys {
+		if !shown[key] {
+			removed.Services = append(removed.Services, service(key, pass))
+		}
+	}
+	if len(removed.Services) > 0 {
+		list = append(list, removed)
 	}
 	return list
 }
@@ -89,12 +116,17 @@ func vips(asked []profiles.At[netip.Addr], pass daemon.Pass) []vipStatus {
 	return list
 }
 
+// options is what ipvsadm writes after the name of a service.
+func options(s state.Service) string {
+	return strings.TrimPrefix(s.String(), s.Option()+" ")
+}
+
 func service(key state.ServiceKey, pass daemon.Pass) serviceStatus {
 	have, present := pass.Observed.Services[key]
 	if !present {
 		have = pass.Desired.Services[key]
 	}
-	s := serviceStatus{Service: key.Option(), Scheduler: have.Scheduler, Present: present, Destinations: []destinationStatus{}}
+	s := serviceStatus{Service: key.Option(), Scheduler: have.Scheduler, Options: options(have), Present: present, Destinations: []destinationStatus{}}
 	for dest, want := range pass.Desired.Destinations {
 		if dest.Service != key {
 			continue
@@ -119,6 +151,9 @@ func roleLines(pal palette, list []roleStatus) []string {
 	var lines []string
 	for _, r := range list {
 		line := fmt.Sprintf("%s %s, %s", r.Role, pal.bold(r.Name), r.Mode)
+		if r.Name == "" {
+			line = pal.warn("removed from the profiles")
+		}
 		for _, v := range r.VIPs {
 			where := pal.warn("not on this host")
 			if v.Link != "" {
@@ -126,12 +161,27 @@ func roleLines(pal palette, list []roleStatus) []string {
 			}
 			line += fmt.Sprintf(", %s %s", v.Address, where)
 		}
+		for i, d := range r.Directors {
+			line += map[bool]string{true: ", director ", false: " "}[i == 0] + d.String()
+		}
 		lines = append(lines, line)
+		width := [3]int{}
 		for _, s := range r.Services {
-			lines = append(lines, "  "+presence(pal, s.Present, false, fmt.Sprintf("%s, %s", s.Service, s.Scheduler)))
 			for _, d := range s.Destinations {
-				text := fmt.Sprintf("%-24s weight %-3d %d active, %d inactive", d.Address, d.Weight, d.Active, d.Inactive)
+				for i, word := range d.words() {
+					width[i] = max(width[i], len(word))
+				}
+			}
+		}
+		for _, s := range r.Services {
+			lines = append(lines, "  "+presence(pal, s.Present, false, s.Service+" "+s.Options))
+			for _, d := range s.Destinations {
+				w := d.words()
+				text := fmt.Sprintf("%-*s  weight %-*s  %*s active  %d inactive", width[0], w[0], width[1], w[1], width[2], w[2], d.Inactive)
 				lines = append(lines, "    "+presence(pal, d.Present, d.Draining, text))
+			}
+			if len(s.Destinations) == 0 {
+				lines = append(lines, "    "+pal.warn("no real server"))
 			}
 		}
 	}

@@ -14,7 +14,7 @@ import (
 )
 
 func showCommand(p *places) *cobra.Command {
-	var all bool
+	var all, restorable bool
 	cmd := &cobra.Command{
 		Use:   "show",
 		Short: "the desired state in iproute2's words, with the profile line that asked for it",
@@ -29,11 +29,33 @@ func showCommand(p *places) *cobra.Command {
 			if err != nil {
 				return err
 			}
+			if restorable {
+				return showServices(cmd.OutOrStdout(), pass)
+			}
 			return show(cmd.OutOrStdout(), p.palette(os.Stdout), pass, all)
 		},
 	}
 	cmd.Flags().BoolVarP(&all, "all", "a", false, "write out long prefix lists")
+	cmd.Flags().BoolVar(&restorable, "ipvsadm", false, "the services alone, as ipvsadm-restore reads them")
 	return cmd
+}
+
+// showServices prints what ipvsadm -R makes the same services of. It takes no
+// comments.
+func showServices(w io.Writer, pass daemon.Pass) error {
+	var err error
+	for _, s := range state.Diff(state.Observed{State: state.New()}, pass.Desired).Steps {
+		switch o := s.Object.(type) {
+		case state.Service:
+			_, err = fmt.Fprintln(w, "-A "+o.String())
+		case state.Destination:
+			_, err = fmt.Fprintln(w, "-a "+o.String())
+		}
+		if err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 // show prints the desired state object by object, in the order of apply.

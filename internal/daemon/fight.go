@@ -196,6 +196,10 @@ func (f *fights) isRepair(s state.Step, t trigger, links []state.Link) bool {
 	case state.LinkUp:
 		was, known := f.last.Up[o.Link]
 		return s.Op == state.Replace && known && was == o.Up && !f.replaced(links, o.Link)
+	case state.Timeouts:
+		return s.Op == state.Replace && f.last.Timeouts == o
+	case state.SyncDaemon:
+		return !s.Op.Removes() && f.last.Syncs[o.Master] == o
 	case state.Service:
 		return !s.Op.Removes() && f.last.Services[o.ServiceKey] == o
 	case state.Destination:

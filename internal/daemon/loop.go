@@ -18,9 +18,9 @@ const (
 	gatherMost  = 200 * time.Millisecond // and none of them waits longer than this
 	gatherHaste = 2 * time.Millisecond   // an urgent one waits for its like alone
 	fullPass    = 5 * time.Minute
-	// balancerLook is how often a director looks whether somebody changed IPVS:
-	// the kernel does not tell.
-	balancerLook = 2 * time.Second
+	// silentLook is how often is looked at what changes without an event: IPVS, and
+	// sysctls of which the kernel does not tell.
+	silentLook = 2 * time.Second
 	// lockPatience is how long a pass waits for another process, and breath how
 	// long it waits for anything without a sign of life to the watchdog.
 	lockPatience = 10 * time.Second
@@ -36,6 +36,7 @@ type loop struct {
 	hup    <-chan os.Signal
 	alive  <-chan time.Time // due signs of life
 	kept   bool             // the configuration in force is the last good one by now
+	looks  bool             // the timer for the next look at what is silent is set
 
 	config *profiles.Config // nil: nothing ever loaded, so nothing is touched
 	listen interest         // what the events were last told to look for
@@ -43,6 +44,7 @@ type loop struct {
 	announced string
 
 	pending trigger
+	news    announcements
 	fights  *fights
 	retries retries
 	trouble backOff // of passes that did not come to their end
@@ -55,10 +57,11 @@ type loop struct {
 func (l *loop) run(ctx context.Context) {
 	full := time.NewTicker(fullPass)
 	defer full.Stop()
-	retry, gather, balancer := stopped(), stopped(), stopped()
+	retry, gather, silent, news := stopped(), stopped(), stopped(), stopped()
 	defer retry.Stop()
 	defer gather.Stop()
-	defer balancer.Stop()
+	defer silent.Stop()
+	defer news.Stop()
 	var stopAlive func()
 	l.alive, stopAlive = watchdog()
 	defer stopAlive()
@@ -68,9 +71,8 @@ func (l *loop) run(ctx context.Context) {
 	l.pending.sweep, l.pending.facts = true, true
 	l.again(retry, l.pass(ctx))
 	l.notify(daemon.SdNotifyReady)
-	if l.config != nil && l.config.Balances() {
-		balancer.Reset(balancerLook)
-	}
+	l.lookAgain(silent)
+	l.again(news, l.news.next())
 	active := time.Now() // the last event, or the end of the last pass
 	for {
 		reloading := false
@@ -117,16 +119,26 @@ func (l *loop) run(ctx context.Context) {
 			l.pending.sweep, l.pending.facts = true, true
 			// A file that was missing may have come where nobody watches.
 			l.pending.reload = l.pending.reload || l.report.ConfigError != "" && l.watches()
-		case <-balancer.C:
-			moved, err := l.Host.IPVSMoved()
+		case <-silent.C:
+			l.looks = false
+			moved, err := l.Host.Moved()
 			if err != nil {
-				l.Log.Warn("look at IPVS", "error", err)
+				l.Log.Warn("look for changes", "error", err)
 			}
-			if !moved {
-				balancer.Reset(balancerLook)
+			if moved&kernel.PartIPVS != 0 {
+				l.pending.pull(kernel.PartIPVS, "IPVS changed")
+			}
+			if moved&kernel.PartValues != 0 {
+				l.pending.pull(kernel.PartValues, "values changed")
+			}
+			if moved == 0 {
+				l.lookAgain(silent)
 				continue
 			}
-			l.pending.pull(kernel.PartIPVS, "IPVS changed")
+		case now := <-news.C:
+			l.Host.AnnounceAgain(l.news.take(now))
+			l.again(news, l.news.next())
+			continue
 		case <-retry.C:
 			l.pending.pull(kernel.AllParts, "retry")
 		case <-l.alive:
@@ -148,9 +160,17 @@ func (l *loop) run(ctx context.Context) {
 			l.notify(daemon.SdNotifyReady)
 		}
 		active = time.Now()
-		if l.config != nil && l.config.Balances() {
-			balancer.Reset(balancerLook)
-		}
+		l.lookAgain(silent)
+		l.again(news, l.news.next())
+	}
+}
+
+// lookAgain sets the timer for the next look at what changes without an event.
+// Passes do not put it off: they read what their own triggers name.
+func (l *loop) lookAgain(silent *time.Timer) {
+	if !l.looks && l.config != nil && l.Host.Silent() {
+		silent.Reset(silentLook)
+		l.looks = true
 	}
 }
 

@@ -105,7 +105,7 @@ func (p Pass) Apply(ctx context.Context, h *kernel.Host, report func(kernel.Outc
 			return nil, fmt.Errorf("record draining real servers: %w", err)
 		}
 	}
-	if err := h.Prune(); err != nil {
+	if err := h.Prune(p.Desired.State); err != nil {
 		return nil, err
 	}
 	if p.Plan.Empty() {

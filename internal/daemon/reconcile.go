@@ -3,11 +3,13 @@ package daemon
 import (
 	"context"
 	"errors"
+	"maps"
 	"slices"
 	"strings"
 	"time"
 
 	"github.com/sisod/sisod/internal/kernel"
+	"github.com/sisod/sisod/internal/state"
 )
 
 // interest is what the stream of events has been told to look for.
@@ -50,6 +52,7 @@ func (l *loop) pass(ctx context.Context) time.Time {
 			l.Log.Info("hold still after flush", "until", "apply, reload or restart")
 		}
 		l.report.Held = true
+		l.news.drop()
 		l.publish()
 		return time.Time{}
 	}
@@ -118,6 +121,10 @@ func (l *loop) carryOut(ctx context.Context, p Pass, t trigger) time.Time {
 	for _, o := range outcomes {
 		l.retries.note(o, now)
 	}
+	// A repair that fails at first, because what took the thing away has not come
+	// to its end, is one all the same when it succeeds.
+	maps.DeleteFunc(a.missing, func(key stepKey, _ bool) bool { return repairs[key] })
+	l.announce(p, outcomes, a.missing, t.carriers)
 	l.fights.remember(p.Desired.State, p.Facts.Links, a.missing)
 	l.report.LastPass = time.Now()
 	l.tellProblems(p.Desired.Problems)
@@ -128,6 +135,20 @@ func (l *loop) carryOut(ctx context.Context, p Pass, t trigger) time.Time {
 		next = earliest(next, now.Add(p.Desired.Recheck))
 	}
 	return next
+}
+
+// announce tells neighbours again of VIPs that a pass has brought into force, and
+// of those whose link has its carrier again.
+func (l *loop) announce(p Pass, outcomes []kernel.Outcome, missing map[stepKey]bool, carriers map[string]bool) {
+	added := map[state.VIP]bool{}
+	for _, o := range outcomes {
+		if v, ok := o.Step.Object.(state.VIP); ok && o.Done() && o.Step.Op == state.Add {
+			added[v] = true
+		}
+	}
+	vips := maps.Clone(p.Desired.VIPs)
+	maps.DeleteFunc(vips, func(v state.VIP, _ bool) bool { return missing[stepKey{state.Add, v}] })
+	l.Host.AnnounceAgain(l.news.note(vips, added, carriers, time.Now()))
 }
 
 // failed tells why a pass did not come to its end, leaves what it was for to the

@@ -20,10 +20,11 @@ type trigger struct {
 	// failed may work now.
 	facts bool
 	// links: the kernel itself may have taken routes away, with a link or an address.
-	links bool
-	peer  uint32    // the last foreign sender of an event
-	first time.Time // when it was pulled; zero: it was not
-	haste time.Time // of the first urgent event; zero: there was none
+	links    bool
+	carriers map[string]bool // links that have their carrier again
+	peer     uint32          // the last foreign sender of an event
+	first    time.Time       // when it was pulled; zero: it was not
+	haste    time.Time       // of the first urgent event; zero: there was none
 }
 
 // pull names parts that a pass has to read, and why. An empty reason is told
@@ -52,6 +53,12 @@ func (t *trigger) event(e kernel.Event) {
 	t.pull(parts, e.Reason)
 	t.facts = t.facts || e.Parts&(kernel.PartLinks|kernel.PartMain) != 0
 	t.links = t.links || e.Parts&kernel.PartLinks != 0
+	if e.Carrier != "" {
+		if t.carriers == nil {
+			t.carriers = map[string]bool{}
+		}
+		t.carriers[e.Carrier] = true
+	}
 	if e.Peer != 0 {
 		t.peer = e.Peer
 	}
@@ -84,4 +91,7 @@ func (t *trigger) owe(failed trigger) {
 	t.sweep = t.sweep || failed.sweep
 	t.facts = t.facts || failed.facts
 	t.links = t.links || failed.links
+	if t.carriers == nil {
+		t.carriers = failed.carriers
+	}
 }

@@ -5,8 +5,10 @@ import (
 	"errors"
 	"fmt"
 	"net/netip"
+	"slices"
 	"strconv"
 
+	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
 
 	"github.com/sisod/sisod/internal/state"
@@ -35,7 +37,7 @@ const minimalFrame = 60
 // AnnounceVIPs tells the neighbours on their links where VIPs are now: by an ARP
 // announcement (RFC 5227, section 3) or an unsolicited neighbour advertisement
 // (RFC 4861, section 7.2.6), three times at once. Apply does it for VIPs that
-// it adds; a link that had no carrier then needs it again when it has one.
+// it adds; a daemon does it again later, and when a link has its carrier again.
 //
 // Left out are links without neighbours, links that are down, and those where
 // the host does not answer for the address either. Without CAP_NET_RAW it says
@@ -46,6 +48,26 @@ func (h *Host) AnnounceVIPs(vips []state.VIP) {
 			h.options.Log.Warn("VIP not announced: neighbours may go on sending to where it was", "vip", v.String(), "error", err)
 		}
 	}
+}
+
+// AnnounceAgain is AnnounceVIPs for those that are on their links still: it asks
+// the kernel, because one that has moved is another host's to announce.
+func (h *Host) AnnounceAgain(vips []state.VIP) {
+	if len(vips) == 0 {
+		return
+	}
+	found, err := h.links.handle.AddrList(nil, netlink.FAMILY_ALL)
+	if err != nil {
+		h.options.Log.Warn("VIPs not announced again", "error", err)
+		return
+	}
+	there := map[state.VIP]bool{}
+	for _, a := range found {
+		if p, ok := ipNetPrefix(a.IPNet); ok {
+			there[state.VIP{Link: h.links.name(a.LinkIndex), Addr: p.Addr()}] = true
+		}
+	}
+	h.AnnounceVIPs(slices.DeleteFunc(vips, func(v state.VIP) bool { return !there[v] }))
 }
 
 func (h *Host) announce(v state.VIP) error {

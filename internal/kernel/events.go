@@ -43,6 +43,8 @@ type Event struct {
 	Peer uint32
 	// Link is the only interface for which PartMain is stale; "": it is as a whole.
 	Link string
+	// Carrier is the interface that has its carrier again, "": none has.
+	Carrier string
 }
 
 // Events is a stream of the changes that others make to a network namespace.

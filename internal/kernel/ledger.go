@@ -59,6 +59,7 @@ type origin struct {
 type page struct {
 	origin
 	Sysctls []sysctlEntry `json:"sysctls,omitempty"`
+	Along   []alongEntry  `json:"sysctls_along,omitempty"`
 	Groups  []groupEntry  `json:"link_groups,omitempty"`
 	Known   []knownEntry  `json:"known_gateways,omitempty"`
 	Marks   []markEntry   `json:"marks,omitempty"`
@@ -289,12 +290,8 @@ func (g *ledger) before(l *links, read func(path string) (string, error)) state.
 			continue
 		}
 		e := g.page.Groups[i]
-		switch {
-		case link.Group == e.Found:
-		case e.owns(link.Group):
+		if link.Group != e.Found && e.owns(link.Group) {
 			b.Groups[link.Name] = e.Found
-		default:
-			g.tell(groupEntry{Link: e.Link, Found: e.Found, Set: e.Set}, "link group", fmt.Sprintf("dev %s group", link.Name), e.Set, link.Group)
 		}
 	}
 	for _, e := range g.page.Sysctls {
@@ -303,12 +300,8 @@ func (g *ledger) before(l *links, read func(path string) (string, error)) state.
 			continue
 		}
 		value, err := read(path)
-		switch {
-		case err != nil || value == e.Found:
-		case e.owns(value):
+		if err == nil && value != e.Found && e.owns(value) {
 			b.Sysctls[path] = e.Found
-		default:
-			g.tell(sysctlEntry{sysctlPlace: e.sysctlPlace, Found: e.Found, Set: e.Set}, "sysctl", path, e.Set, value)
 		}
 	}
 	return b
@@ -316,15 +309,23 @@ func (g *ledger) before(l *links, read func(path string) (string, error)) state.
 
 // prune takes out of the ledger what is not as sisod set it: it was given back
 // by another hand, or is somebody else's now. Were it kept, a value that comes
-// to be sisod's own again by chance would be given back as if it were. It must
-// be called under the lock.
-func (g *ledger) prune(l *links) error {
+// to be sisod's own again by chance would be given back as if it were. What is
+// not wanted either stays as it is, and that is told. It must be called under
+// the lock.
+func (g *ledger) prune(l *links, wanted state.State, timeouts state.Timeouts) error {
 	if err := g.refresh(); err != nil {
 		return err
 	}
 	groups := slices.DeleteFunc(slices.Clone(g.page.Groups), func(e groupEntry) bool {
 		i := slices.IndexFunc(l.all(), func(link state.Link) bool { return link.Index == e.Link })
-		return i < 0 || !e.owns(l.all()[i].Group)
+		if i < 0 {
+			return true
+		}
+		now := l.all()[i]
+		if _, asked := wanted.Groups[now.Name]; !asked && !e.owns(now.Group) && now.Group != e.Found {
+			g.tell(groupEntry{Link: e.Link, Found: e.Found, Set: e.Set}, "link group", fmt.Sprintf("dev %s group", now.Name), e.Set, now.Group)
+		}
+		return !e.owns(now.Group)
 	})
 	sysctls := slices.DeleteFunc(slices.Clone(g.page.Sysctls), func(e sysctlEntry) bool {
 		path := l.path(e.sysctlPlace)
@@ -332,18 +333,28 @@ func (g *ledger) prune(l *links) error {
 			return true
 		}
 		value, err := readSysctl(path)
+		if _, asked := wanted.Sysctls[path]; !asked && err == nil && !e.owns(value) && value != e.Found {
+			g.tell(sysctlEntry{sysctlPlace: e.sysctlPlace, Found: e.Found, Set: e.Set}, "sysctl", path, e.Set, value)
+		}
 		return err == nil && !e.owns(value)
 	})
+	if e, now := g.page.Timeouts, secondsOf(timeouts); e != nil && timeouts != (state.Timeouts{}) && wanted.Timeouts == (state.Timeouts{}) && !e.owns(now) && now != e.Found {
+		g.tell(timeoutsEntry{Found: e.Found, Set: e.Set}, "ipvs timeouts", "timeouts", e.Set.timeouts(), timeouts)
+	}
 	if len(groups) == len(g.page.Groups) && len(sysctls) == len(g.page.Sysctls) {
 		return nil
 	}
 	g.page.Groups, g.page.Sysctls, g.dirty = groups, sysctls, true
+	g.page.Along = slices.DeleteFunc(g.page.Along, func(e alongEntry) bool { return g.sysctlAt(sysctlPlace{Path: e.Switch}) < 0 })
 	return g.save()
 }
 
-// Prune forgets values that sisod set and that are somebody else's by now.
-// Appliers call it under Lock, after Read.
-func (h *Host) Prune() error { return h.ledger.prune(h.links) }
+// Prune forgets values that sisod set and that are somebody else's by now; it
+// tells of those that are not wanted, which nobody will set again. Appliers
+// call it under Lock, after Read.
+func (h *Host) Prune(wanted state.State) error {
+	return h.ledger.prune(h.links, wanted, h.cached.Observed.Timeouts)
+}
 
 // tell logs once that an entry is not sisod's any more.
 func (g *ledger) tell(entry any, kind, object string, set, now any) {

@@ -159,6 +159,19 @@ func TestValueOfSomebodyElseIsTheirs(t *testing.T) {
 			t.Fatalf("can be given back: %v", b)
 		}
 	}
+	wanted := state.New()
+	wanted.Groups["em1"], wanted.Sysctls[rpFilter] = 115, "2"
+	for _, s := range []state.State{wanted, state.New(), state.New()} {
+		// Each as a process of its own that finds what the others found.
+		saved := h.ledger.page
+		if err := h.ledger.prune(h.links, s, state.Timeouts{}); err != nil {
+			t.Fatal(err)
+		}
+		if len(s.Groups) > 0 && said.Len() > 0 {
+			t.Errorf("what is set again is told:\n%s", &said)
+		}
+		h.ledger.page = saved
+	}
 	if n := strings.Count(said.String(), "changed by somebody else"); n != 2 {
 		t.Errorf("told %d times, want once for each of two values:\n%s", n, &said)
 	}

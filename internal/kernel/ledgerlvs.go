@@ -217,15 +217,11 @@ func (g *ledger) timeoutsBefore(now state.Timeouts) *state.Timeouts {
 	if e == nil || now == (state.Timeouts{}) {
 		return nil
 	}
-	switch s := secondsOf(now); {
-	case s == e.Found:
-	case e.owns(s):
-		found := e.Found.timeouts()
-		return &found
-	default:
-		g.tell(timeoutsEntry{Found: e.Found, Set: e.Set}, "ipvs timeouts", "timeouts", e.Set.timeouts(), now)
+	if s := secondsOf(now); s == e.Found || !e.owns(s) {
+		return nil
 	}
-	return nil
+	found := e.Found.timeouts()
+	return &found
 }
 
 // noteTimeouts records a change that is about to be made.

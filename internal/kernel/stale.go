@@ -53,6 +53,9 @@ type seenLink struct {
 	flags     uint32
 	group     uint32
 	operstate uint8
+	// carriers counts how often it came to have a carrier. One that was lost for a
+	// moment only is told when it is there again.
+	carriers uint32
 }
 
 type seenAddress struct {
@@ -151,6 +154,9 @@ func (s *baseline) link(gone bool, body []byte) (Event, bool) {
 	if known && before.name != now.name {
 		event.Link = ""
 	}
+	if known && before.carriers != now.carriers && now.flags&unix.IFF_LOWER_UP != 0 {
+		event.Carrier = now.name
+	}
 	return event, true
 }
 
@@ -175,7 +181,7 @@ func linkChange(before, now seenLink, known bool) string {
 		return now.name + " up"
 	case changed&unix.IFF_UP != 0:
 		return now.name + " down"
-	case changed&(unix.IFF_LOWER_UP|unix.IFF_RUNNING) != 0 && now.flags&unix.IFF_LOWER_UP != 0:
+	case (changed&(unix.IFF_LOWER_UP|unix.IFF_RUNNING) != 0 || before.carriers != now.carriers) && now.flags&unix.IFF_LOWER_UP != 0:
 		return now.name + " has carrier"
 	case changed&(unix.IFF_LOWER_UP|unix.IFF_RUNNING) != 0:
 		return now.name + " lost carrier"
@@ -357,6 +363,8 @@ func decodeSeenLink(body []byte) (index int, l seenLink, ok bool) {
 			l.group = a.uint32()
 		case unix.IFLA_OPERSTATE:
 			l.operstate = a.uint8()
+		case unix.IFLA_CARRIER_UP_COUNT:
+			l.carriers = a.uint32()
 		}
 	}
 	return index, l, a.err == nil && l.name != ""

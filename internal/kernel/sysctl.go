@@ -50,49 +50,6 @@ func writeSysctl(path, value string) error {
 	return sysctlError(errors.Join(err, f.Close()))
 }
 
-// forwardSwitch is a sysctl that sets another one to its opposite when it is
-// written (net/ipv4/devinet.c, inet_forward_change).
-const (
-	forwardSwitch   = "net/ipv4/ip_forward"
-	forwardSwitched = "net/ipv4/conf/all/accept_redirects"
-)
-
-// restoreSysctl is writeSysctl without what the kernel changes along. A host
-// that obeyed no redirects before it forwarded must obey none after, also when
-// this process is killed in the middle: the ledger has it meanwhile.
-func (h *Host) restoreSysctl(path, value string) error {
-	if path != forwardSwitch {
-		return writeSysctl(path, value)
-	}
-	along, err := readSysctl(forwardSwitched)
-	if err != nil {
-		return err
-	}
-	turned := "1"
-	if value != "0" {
-		turned = "0"
-	}
-	place := sysctlPlace{Path: forwardSwitched}
-	known := h.ledger.sysctlAt(place) >= 0
-	if along != turned {
-		h.ledger.noteSysctl(place, along, turned)
-		if err := h.ledger.save(); err != nil {
-			return err
-		}
-	}
-	if err := errors.Join(writeSysctl(path, value), writeSysctl(forwardSwitched, along)); err != nil {
-		return err
-	}
-	switch {
-	case along == turned:
-	case known:
-		h.ledger.noteSysctl(place, turned, along)
-	default:
-		h.ledger.forgetSysctl(place)
-	}
-	return nil
-}
-
 // checkSysctlPath keeps a path from a damaged ledger below net.
 func checkSysctlPath(path string) error {
 	if !strings.HasPrefix(path, "net/") || !filepath.IsLocal(path) || filepath.Clean(path) != path {
@@ -152,6 +109,7 @@ func (h *Host) applySysctls(steps []state.Step) []error {
 	errs := make([]error, len(steps))
 	var due []int
 	noted := make([]sysctlPlace, len(steps))
+	along := make([][]state.Sysctl, len(steps))
 	for i, s := range steps {
 		o, ok := s.Object.(state.Sysctl)
 		if !ok {
@@ -171,9 +129,12 @@ func (h *Host) applySysctls(steps []state.Step) []error {
 		case s.Op == state.Restore:
 			noted[i] = place
 			if h.ledger.ownsSysctl(place, found) {
+				along[i] = h.giveBackAlong(o.Path, found, o.Value)
 				due = append(due, i)
 			}
 		case found != o.Value:
+			h.ledger.reload()
+			h.noteAlong(o.Path, found)
 			h.ledger.noteSysctl(place, found, o.Value)
 			due = append(due, i)
 		}
@@ -187,11 +148,11 @@ func (h *Host) applySysctls(steps []state.Step) []error {
 	for _, i := range due {
 		o := steps[i].Object.(state.Sysctl)
 		failed := h.expectSysctl(o)
-		write := writeSysctl
+		write := func() error { return writeSysctl(o.Path, o.Value) }
 		if steps[i].Op == state.Restore {
-			write = h.restoreSysctl
+			write = func() error { return h.restoreSysctl(o, along[i]) }
 		}
-		if err := write(o.Path, o.Value); err != nil {
+		if err := write(); err != nil {
 			failed()
 			errs[i] = fmt.Errorf("%s sysctl %s: %w", steps[i].Op, o, err)
 			noted[i] = sysctlPlace{}

@@ -306,6 +306,23 @@ func TestSilentVIPsAreNotAnnounced(t *testing.T) {
 	}
 }
 
+// A VIP that another host has by now is that host's to announce.
+func TestOnlyVIPsThatAreThereAreAnnouncedAgain(t *testing.T) {
+	enterNamespace(t)
+	quietUplinks(t)
+	h := openTestHost(t)
+	readHost(t, h, Query{}, AllParts)
+	reach(t, h, Query{}, wantVIPs(vip("em1", "203.0.113.1"), vip("em1", "203.0.113.2")))
+	ip(t, "addr del 203.0.113.1/32 dev em1")
+	heard := neighbours(t, "peer1", "3", "arp")
+	h.AnnounceAgain([]state.VIP{vip("em1", "203.0.113.1"), vip("em1", "203.0.113.2")})
+	for _, line := range heard() {
+		if !strings.Contains(line, "who-has 203.0.113.2 tell 203.0.113.2,") {
+			t.Errorf("heard %q", line)
+		}
+	}
+}
+
 func TestWithoutRawSocketsVIPsComeAllTheSame(t *testing.T) {
 	enterNamespace(t)
 	quietUplinks(t)
