@@ -210,6 +210,20 @@ func TestCutMessagesAreNotTaken(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
+		all := attributes{rest: nest}
+		for from := 0; all.next(); {
+			to := len(nest) - len(all.rest)
+			b, start := openNest(nil, kind)
+			b = append(append(b, nest[:from]...), nest[to:]...)
+			closeNest(b, start)
+			without := genericMessage(20, ipvsNewService, b).body
+			_, serviceErr := decodeService(without)
+			_, _, destErr := decodeDestination(whole.Service, without)
+			if needed := slices.Contains([]uint16{destAddr, destPort, destForward, destWeight}, all.kind); serviceErr == nil || destErr == nil && needed {
+				t.Errorf("without attribute %d it was taken", all.kind)
+			}
+			from = to
+		}
 		for n := range nest {
 			b, start := openNest(nil, kind)
 			b = append(b, nest[:n]...)
