@@ -51,7 +51,13 @@ func (b *builder) tunnelled(r *profiles.RealServer) {
 			b.up(d.Name, origin)
 		}
 		b.silence(v.Value, origin)
-		b.vip(devices[0].Name, v.Value, v.Pos.Short())
+		for i, d := range devices {
+			// A device without an IPv4 address lets nothing in, however loose its
+			// filter (net/ipv4/fib_frontend.c, __fib_validate_source).
+			if d.EncapPort == 0 && (i == 0 || v.Value.Is4()) {
+				b.vip(d.Name, v.Value, v.Pos.Short())
+			}
+		}
 		b.returns = append(b.returns, returnPath{r, v})
 	}
 }
@@ -75,7 +81,7 @@ var deviceTypes = map[string]string{"tunl0": "ipip", "gre0": "gre", "ip6tnl0": "
 
 // tunnels are the devices that decapsulate a VIP's packets: the module's own,
 // which takes them from anybody, or one for each director that is named. The
-// first is where the VIP is put. None: they cannot be, and that is told.
+// first is where an IPv6 VIP is put. None: they cannot be, and that is told.
 func (b *builder) tunnels(r *profiles.RealServer, vip netip.Addr) []state.Device {
 	var out []state.Device
 	if len(r.Directors) == 0 {

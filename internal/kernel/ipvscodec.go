@@ -91,6 +91,21 @@ const hashedService = 0x2
 // (IP_VS_CONN_F_FWD_MASK).
 const forwardMask = 0x7
 
+// kinds are those of the attributes that a message had. What the kernel always
+// says and a message does not was cut off, and is not zero.
+type kinds uint64
+
+func (k *kinds) add(kind uint16) { *k |= 1 << kind }
+
+func (k kinds) have(all ...uint16) bool {
+	for _, kind := range all {
+		if k&(1<<kind) == 0 {
+			return false
+		}
+	}
+	return true
+}
+
 // ipvsFamilyOf is the family of an address family's number.
 func ipvsFamilyOf(number uint16) (state.Family, error) {
 	if f, ok := familyOf(byte(number)); ok && number <= 0xff {
@@ -172,16 +187,17 @@ func decodeService(body []byte) (state.Service, error) {
 		return state.Service{}, fmt.Errorf("decode ipvs service: %w", err)
 	}
 	var (
-		s                     state.Service
-		family, protocol      uint16
-		addr, netmask         []byte
-		a                     = attributes{rest: nest}
-		hasFamily, hasNetmask bool
+		s                state.Service
+		family, protocol uint16
+		addr, netmask    []byte
+		seen             kinds
+		a                = attributes{rest: nest}
 	)
 	for a.next() {
+		seen.add(a.kind)
 		switch a.kind {
 		case serviceFamily:
-			family, hasFamily = a.uint16(), true
+			family = a.uint16()
 		case serviceProtocol:
 			protocol = a.uint16()
 		case serviceAddr:
@@ -201,11 +217,13 @@ func decodeService(body []byte) (state.Service, error) {
 		case serviceTimeout:
 			s.Timeout = time.Duration(a.uint32()) * time.Second
 		case serviceNetmask:
-			netmask, hasNetmask = a.value, len(a.value) == 4
+			netmask = a.value
 		}
 	}
 	err = a.err
-	if err == nil && (!hasFamily || !hasNetmask || protocol > 0xff) {
+	whole := seen.have(serviceFamily, serviceScheduler, serviceFlags, serviceTimeout, serviceNetmask) &&
+		(s.Mark != 0 || seen.have(serviceProtocol, serviceAddr, servicePort))
+	if err == nil && (!whole || len(netmask) != 4 || protocol > 0xff) {
 		err = errMalformed
 	}
 	if err == nil {
@@ -288,8 +306,10 @@ func decodeDestination(service state.ServiceKey, body []byte) (state.Destination
 	var addr []byte
 	// Kernels before 3.18 know no family of a destination: it is the service's.
 	family := uint16(addressFamily(service.Family))
+	var seen kinds
 	a := attributes{rest: nest}
 	for a.next() {
+		seen.add(a.kind)
 		switch a.kind {
 		case destFamily:
 			family = a.uint16()
@@ -319,7 +339,9 @@ func decodeDestination(service state.ServiceKey, body []byte) (state.Destination
 			d.TunnelFlags = a.uint16()
 		}
 	}
-	err = a.err
+	if err = a.err; err == nil && !seen.have(destAddr, destPort, destForward, destWeight) {
+		err = errMalformed
+	}
 	var f state.Family
 	if err == nil {
 		f, err = ipvsFamilyOf(family)
@@ -402,7 +424,7 @@ func decodeSyncDaemon(body []byte) (state.SyncDaemon, error) {
 			d.ID = int(a.uint32())
 		}
 	}
-	if a.err == nil && role != daemonMaster && role != daemonBackup {
+	if a.err == nil && (role != daemonMaster && role != daemonBackup || d.Link == "") {
 		a.err = errMalformed
 	}
 	if a.err != nil {

@@ -2,6 +2,7 @@ package kernel
 
 import (
 	"net/netip"
+	"slices"
 	"testing"
 	"time"
 
@@ -81,17 +82,28 @@ func FuzzDestinationRoundTrip(f *testing.F) {
 	})
 }
 
-// FuzzDecodeIPVS: no answer makes a decoder panic, and what it makes of one can
-// be spelled and sent.
-func FuzzDecodeIPVS(f *testing.F) {
+// ipvsMessages is one message of each kind.
+func ipvsMessages() map[string][]byte {
 	key := state.ServiceKey{Family: state.IPv6, Protocol: state.TCP, Addr: netip.MustParseAddr("2001:db8::1"), Port: 80}
 	s := state.Service{ServiceKey: key, Scheduler: "wlc", Netmask: 128}
 	d := state.Destination{DestinationKey: state.DestinationKey{Service: key, Addr: netip.MustParseAddr("10.0.0.1"), Port: 80}, Forward: state.TunnelTo}
-	f.Add(genericMessage(20, ipvsNewService, appendService(nil, s)).body)
-	f.Add(genericMessage(20, ipvsNewDest, appendDestination(nil, d)).body)
-	f.Add(genericMessage(20, ipvsNewDaemon, appendSyncDaemon(nil, state.SyncDaemon{Master: true, Link: "eth0", ID: 1})).body)
-	f.Add(genericMessage(20, ipvsSetConfig, appendTimeouts(nil, state.Timeouts{TCP: time.Second})).body)
-	f.Add(genericMessage(20, fouAdd, appendEncapPort(nil, encapPort{state.IPv6, 6080})).body)
+	return map[string][]byte{
+		"service":     genericMessage(20, ipvsNewService, appendService(nil, s)).body,
+		"destination": genericMessage(20, ipvsNewDest, appendDestination(nil, d)).body,
+		"sync daemon": genericMessage(20, ipvsNewDaemon, appendSyncDaemon(nil, state.SyncDaemon{Master: true, Link: "eth0", ID: 1})).body,
+		"timeouts":    genericMessage(20, ipvsSetConfig, appendTimeouts(nil, state.Timeouts{TCP: time.Second})).body,
+		"fou port":    genericMessage(20, fouAdd, appendEncapPort(nil, encapPort{state.IPv6, 6080})).body,
+	}
+}
+
+// FuzzDecodeIPVS: no answer makes a decoder panic, and what it makes of one can
+// be spelled and sent.
+func FuzzDecodeIPVS(f *testing.F) {
+	for _, body := range ipvsMessages() {
+		for n := range len(body) + 1 {
+			f.Add(body[:n])
+		}
+	}
 	f.Fuzz(func(t *testing.T, body []byte) {
 		if s, err := decodeService(body); err == nil {
 			_ = s.String()
@@ -127,6 +139,9 @@ func TestForeignValuesReadAsThemselves(t *testing.T) {
 	b := appendUint16(nil, serviceFamily, unix.AF_INET)
 	b = appendUint16(b, serviceProtocol, unix.IPPROTO_TCP)
 	b = appendAttribute(b, serviceAddr, 192, 0, 2, 1, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0)
+	b = appendPort(b, servicePort, 80)
+	b = appendString(b, serviceScheduler, "none")
+	b = appendUint32(b, serviceTimeout, 0)
 	b = appendAttribute(b, serviceNetmask, 0xff, 0, 0xff, 0)
 	b = appendAttribute(b, serviceFlags, 0xff, 0, 0, 0, 0xff, 0xff, 0xff, 0xff)
 	s, err := decodeService(nest(ipvsService, b))
@@ -135,7 +150,8 @@ func TestForeignValuesReadAsThemselves(t *testing.T) {
 	}
 	_ = s.String()
 	// Without a family a destination is of its service's.
-	b = appendAttribute(nil, destAddr, 10, 0, 0, 1)
+	rest := appendUint32(appendUint32(appendPort(nil, destPort, 80), destForward, 0), destWeight, 1)
+	b = appendAttribute(slices.Clone(rest), destAddr, 10, 0, 0, 1)
 	d, _, err := decodeDestination(state.ServiceKey{Family: state.IPv4, Mark: 1}, nest(ipvsDest, b))
 	if err != nil || d.Addr != netip.MustParseAddr("10.0.0.1") {
 		t.Errorf("%+v %v", d, err)
@@ -145,7 +161,8 @@ func TestForeignValuesReadAsThemselves(t *testing.T) {
 		"a header":          {1, 1, 0, 0},
 		"no family":         nest(ipvsService, appendAttribute(nil, serviceNetmask, 1, 2, 3, 4)),
 		"an unknown family": nest(ipvsService, appendAttribute(appendUint16(nil, serviceFamily, 7), serviceNetmask, 1, 2, 3, 4)),
-		"a short address":   nest(ipvsDest, appendAttribute(nil, destAddr, 10, 0, 0)),
+		"a short address":   nest(ipvsDest, appendAttribute(slices.Clone(rest), destAddr, 10, 0, 0)),
+		"no weight":         nest(ipvsDest, appendUint32(appendPort(appendAttribute(nil, destAddr, 10, 0, 0, 1), destPort, 80), destForward, 0)),
 		"a long port":       nest(ipvsDest, appendAttribute(appendAttribute(nil, destAddr, 1, 2, 3, 4), destPort, 1, 2, 3)),
 	} {
 		if s, err := decodeService(body); err == nil {
@@ -153,6 +170,71 @@ func TestForeignValuesReadAsThemselves(t *testing.T) {
 		}
 		if d, _, err := decodeDestination(state.ServiceKey{Family: state.IPv4, Mark: 1}, body); err == nil {
 			t.Errorf("%s: %+v", name, d)
+		}
+	}
+}
+
+// TestCutMessagesAreNotTaken: what is left of a message that was cut, and of a
+// nest whose own length was cut with it, is an error or says nothing wrong.
+func TestCutMessagesAreNotTaken(t *testing.T) {
+	messages := ipvsMessages()
+	whole, _, err := decodeDestination(state.ServiceKey{Family: state.IPv6, Mark: 1}, messages["destination"])
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, name := range []string{"service", "destination", "sync daemon"} {
+		body := messages[name]
+		for n := range body {
+			if s, err := decodeService(body[:n]); err == nil && name == "service" {
+				t.Errorf("%d bytes of a service: %s", n, s)
+			}
+			// The nest of a destination comes after its service's.
+			if d, _, err := decodeDestination(whole.Service, body[:n]); err == nil && name == "destination" {
+				t.Errorf("%d bytes of a destination: %s", n, d)
+			}
+			if d, err := decodeSyncDaemon(body[:n]); err == nil && name == "sync daemon" {
+				t.Errorf("%d bytes of a sync daemon: %s", n, d)
+			}
+		}
+	}
+	daemon := messages["sync daemon"]
+	for n := sizeofGenericHeader + unix.SizeofNlAttr; n < len(daemon); n++ {
+		cut := slices.Clone(daemon[:n])
+		closeNest(cut, sizeofGenericHeader)
+		if d, err := decodeSyncDaemon(cut); err == nil && (!d.Master || d.Link != "eth0") {
+			t.Errorf("a nest of %d bytes: %+v", n, d)
+		}
+	}
+	for kind, body := range map[uint16][]byte{ipvsService: messages["service"], ipvsDest: messages["destination"]} {
+		nest, err := ipvsNest(body, kind)
+		if err != nil {
+			t.Fatal(err)
+		}
+		all := attributes{rest: nest}
+		for from := 0; all.next(); {
+			to := len(nest) - len(all.rest)
+			b, start := openNest(nil, kind)
+			b = append(append(b, nest[:from]...), nest[to:]...)
+			closeNest(b, start)
+			without := genericMessage(20, ipvsNewService, b).body
+			_, serviceErr := decodeService(without)
+			_, _, destErr := decodeDestination(whole.Service, without)
+			if needed := slices.Contains([]uint16{destAddr, destPort, destForward, destWeight}, all.kind); serviceErr == nil || destErr == nil && needed {
+				t.Errorf("without attribute %d it was taken", all.kind)
+			}
+			from = to
+		}
+		for n := range nest {
+			b, start := openNest(nil, kind)
+			b = append(b, nest[:n]...)
+			closeNest(b, start)
+			cut := genericMessage(20, ipvsNewService, b).body
+			if s, err := decodeService(cut); err == nil {
+				t.Errorf("a nest of %d bytes: %s", n, s)
+			}
+			if d, _, err := decodeDestination(whole.Service, cut); err == nil && (d.DestinationKey != whole.DestinationKey || d.Forward != whole.Forward) {
+				t.Errorf("a nest of %d bytes: %s", n, d)
+			}
 		}
 	}
 }

@@ -136,6 +136,9 @@ var kernelArgs = [...]string{
 	// Without it the kernel mistrusts an emulated counter, and every look at
 	// the clock costs microseconds instead of nanoseconds.
 	"tsc=reliable",
+	// On a busy machine the emulated timer may not tick while the kernel tries
+	// it out, and then there is no kernel.
+	"no_timer_check",
 	// The emulator translates code anew wherever else it is mapped: a program
 	// starts twice as fast in the same place.
 	"norandmaps",
