@@ -3,13 +3,13 @@
 # make help     lists the rest
 
 STATICCHECK = honnef.co/go/tools/cmd/staticcheck@v0.8.2
-VERSION    ?= $(shell git describe --tags --always --dirty 2>/dev/null || echo development)
+VERSION    ?= $(shell packaging/version.sh)
 LDFLAGS     = -s -w -X main.version=$(VERSION)
 # Live tests run programs in namespaces and measure nothing by the clock, but
 # a machine that is busy needs time.
 TEST_TIMEOUT ?= 15m
 
-.PHONY: help build demo test lab test-pure lint fmt bench bench-lvs stockvm tools clean
+.PHONY: help build demo test lab test-pure lint package package-test schema fmt bench bench-lvs stockvm tools clean
 
 help:
 	@sed -n 's/^## //p' $(MAKEFILE_LIST)
@@ -42,7 +42,21 @@ lint: tools
 	go mod tidy -diff
 	go vet ./...
 	go run $(STATICCHECK) ./...
-	shellcheck .ci/run packaging/*.sh
+	shellcheck .ci/run packaging/*.sh packaging/*/*.sh
+
+## package    deb and rpm for amd64 and arm64 into dist/, and checks of them
+package:
+	@packaging/tools.sh package
+	VERSION=$(VERSION) packaging/package.sh dist
+	packaging/check-packages.sh dist
+
+## package-test  install, upgrade and remove them on a copy of this machine; needs root
+package-test: package
+	packaging/check-install.sh dist
+
+## schema     check the JSON schemas with taplo; needs npx
+schema:
+	packaging/check-schema.sh
 
 ## fmt        format the code
 fmt:
@@ -67,4 +81,4 @@ tools:
 	@packaging/tools.sh
 
 clean:
-	rm -rf bin
+	rm -rf bin dist

@@ -1,7 +1,8 @@
 #!/bin/sh
 # Installs what tests and demo stand on, on a Debian machine, as root; with the
-# word lab, what the virtual machine and the tests in it need besides. Does
-# nothing, and needs no root, when everything is there.
+# word lab, what the virtual machine and the tests in it need besides, and with
+# package, what checks the packages. Does nothing, and needs no root, when
+# everything is there.
 set -eu
 
 missing=
@@ -22,6 +23,13 @@ if [ "${1:-}" = lab ]; then
 	need xz xz-utils
 	need ipvsadm ipvsadm
 	need keepalived keepalived # Debian starts it only when it has a configuration
+fi
+if [ "${1:-}" = package ]; then
+	need git git
+	need lintian lintian
+	need rpmlint rpmlint
+	need mandoc mandoc
+	need rpm rpm
 fi
 [ -n "$missing" ] || exit 0
 

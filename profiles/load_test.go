@@ -81,7 +81,7 @@ func TestEverythingOfAnUplink(t *testing.T) {
 		{u.Table, uint32(101)},
 		{u.Addresses, []netip.Addr{netip.MustParseAddr("192.168.1.254"), netip.MustParseAddr("2001:db8::2")}},
 		{u.Sources[0].Value, netip.MustParsePrefix("10.20.0.0/16")},
-		{u.Sources[0].Pos.Line, 47},
+		{u.Sources[0].Pos.Line, 49},
 		{u.Routes[0].Dev, "em1"},
 		{u.Routes[0].Table, Table{Name: "china"}},
 		{u.Routes[1].Type + u.Routes[1].Dev, "unreachable"},

@@ -30,6 +30,15 @@ func loaded(t *testing.T, path, as string) *Config {
 // that takes them.
 func written(t *testing.T, path string, settings bool) []string {
 	t.Helper()
+	var keys []string
+	eachKey(t, path, settings, func(key string, _ *node) { keys = append(keys, key) })
+	slices.Sort(keys)
+	return slices.Compact(keys)
+}
+
+// eachKey visits the keys of a file.
+func eachKey(t *testing.T, path string, settings bool, visit func(key string, n *node)) {
+	t.Helper()
 	text, err := os.ReadFile(path)
 	if err != nil {
 		t.Fatal(err)
@@ -39,17 +48,16 @@ func written(t *testing.T, path string, settings bool) []string {
 	if root == nil {
 		t.Fatal(errs)
 	}
-	var keys []string
 	var walk func(n *node, of reflect.Type)
 	walk = func(n *node, of reflect.Type) {
 		for _, name := range n.keys {
-			keys = append(keys, of.Name()+"."+name)
+			child := n.children[name]
+			visit(of.Name()+"."+name, child)
 			field, ok := fieldNamed(of, name)
 			if !ok {
 				t.Errorf("%s: the types know no %s in %s", path, name, of.Name())
 				continue
 			}
-			child := n.children[name]
 			for _, e := range append(child.elements, child) {
 				if next, isTable := inner(field); isTable && e.shape == table {
 					if top := of == reflect.TypeFor[rawProfile](); top && called[name] != "" {
@@ -68,8 +76,6 @@ func written(t *testing.T, path string, settings bool) []string {
 		top = reflect.TypeFor[rawSettings]()
 	}
 	walk(root, top)
-	slices.Sort(keys)
-	return slices.Compact(keys)
 }
 
 func fieldNamed(of reflect.Type, name string) (reflect.Type, bool) {
@@ -184,4 +190,14 @@ func TestExamplesLoad(t *testing.T) {
 	if err != nil || len(files) != len(examples) {
 		t.Errorf("examples: %v, %v", files, err)
 	}
+}
+
+// globbed lists the files of a pattern, of which there is one at least.
+func globbed(t *testing.T, pattern string) []string {
+	t.Helper()
+	files, err := filepath.Glob(pattern)
+	if err != nil || len(files) == 0 {
+		t.Fatalf("%s: %v, %v", pattern, files, err)
+	}
+	return files
 }
