@@ -22,7 +22,8 @@ var rooms = map[string]struct {
 	"internal/kernel":      {[]string{"internal/state"}, false},
 	"internal/daemon":      {[]string{"profiles", "routing", "lvs", "internal/kernel", "internal/state"}, false},
 	"internal/lab":         {nil, false},
-	"internal/lab/stockvm": {nil, false},
+	"internal/lab/vm":      {nil, false},
+	"internal/lab/stockvm": {[]string{"internal/lab/vm"}, false},
 	"cmd/sisod":            {[]string{"profiles", "routing", "internal/daemon", "internal/kernel", "internal/lab", "internal/state"}, false},
 }
 
