@@ -24,6 +24,8 @@ var rooms = map[string]struct {
 	"internal/lab":         {nil, false},
 	"internal/lab/vm":      {nil, false},
 	"internal/lab/stockvm": {[]string{"internal/lab/vm"}, false},
+	"packaging/boot/guest": {[]string{"internal/lab/vm", "packaging/boot/order"}, false},
+	"packaging/boot/order": {nil, true},
 	"cmd/sisod":            {[]string{"profiles", "routing", "internal/daemon", "internal/kernel", "internal/lab", "internal/state"}, false},
 }
 
