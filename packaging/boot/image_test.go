@@ -31,11 +31,11 @@ const (
 var debianPackages = []string{
 	"systemd", "systemd-sysv", "libpam-systemd", "udev", "dbus", "kmod", "procps",
 	"iproute2", "nftables", "ipvsadm", "curl", "iputils-ping", "busybox", "dnsmasq-base",
-	"keepalived", "network-manager", "ifupdown", "isc-dhcp-client",
+	"keepalived", "network-manager", "ifupdown", "isc-dhcp-client", "rpm",
 }
 
 // moduleFolders are the kernel's modules that the disk gets.
-var moduleFolders = []string{"kernel/net", "kernel/lib", "kernel/crypto", "kernel/arch", "kernel/fs/autofs", "kernel/fs/fuse", "kernel/drivers/net/*.ko*"}
+var moduleFolders = []string{"kernel/net", "kernel/lib", "kernel/crypto", "kernel/arch", "kernel/fs/autofs", "kernel/fs/fuse", "kernel/fs/overlayfs", "kernel/drivers/net/*.ko*"}
 
 // unneeded is what Debian has for people.
 var unneeded = []string{"var/cache/apt/archives", "var/lib/apt/lists", "usr/share/doc", "usr/share/man", "usr/share/locale", "usr/share/i18n", "debootstrap"}
@@ -47,8 +47,7 @@ var diskFiles embed.FS
 
 // programs are what the test runs on the machine, and Debian's packages that have them.
 var programs = map[string]string{
-	"debootstrap": "debootstrap", "mke2fs": "e2fsprogs", "depmod": "kmod", "dpkg-deb": "dpkg", "rpm": "rpm",
-	"systemd-analyze": "systemd", "cp": "coreutils",
+	"debootstrap": "debootstrap", "mke2fs": "e2fsprogs", "depmod": "kmod", "systemctl": "systemd",
 }
 
 func needed() error {

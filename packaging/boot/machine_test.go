@@ -158,24 +158,21 @@ func (m *machine) run(t *testing.T, line string) string {
 // write writes a file.
 func (m *machine) write(t *testing.T, path, content string) {
 	t.Helper()
-	rest, first := []byte(content), true
-	for first || len(rest) > 0 {
-		n := min(len(rest), contentChunk)
-		if _, err := m.give(order.Command{File: path, Mode: 0o644, Append: !first, Content: rest[:n]}); err != nil {
-			t.Fatalf("write %s: %v", path, err)
-		}
-		rest, first = rest[n:], false
+	if err := m.put(path, []byte(content)); err != nil {
+		t.Fatal(err)
 	}
 }
 
-// copy writes a file with the content of one of the test's.
-func (m *machine) copy(t *testing.T, from, to string) {
-	t.Helper()
-	content, err := os.ReadFile(from)
-	if err != nil {
-		t.Fatal(err)
+// put writes a file, in pieces.
+func (m *machine) put(path string, content []byte) error {
+	for first := true; first || len(content) > 0; first = false {
+		n := min(len(content), contentChunk)
+		if _, err := m.give(order.Command{File: path, Mode: 0o644, Append: !first, Content: content[:n]}); err != nil {
+			return fmt.Errorf("write %s: %w", path, err)
+		}
+		content = content[n:]
 	}
-	m.write(t, to, string(content))
+	return nil
 }
 
 // until waits for a shell command line to succeed, and returns its output.
