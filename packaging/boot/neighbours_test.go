@@ -24,6 +24,9 @@ func TestNetworkdLeavesSisodAloneWithTheDropIn(t *testing.T) {
 	m.until(t, "networkctl --no-legend | grep -c 'routable *configured' | grep 3")
 	m.until(t, "sisod status")
 	before := m.owned(t)
+	if status := m.run(t, "sisod status"); !strings.Contains(status, "systemd-networkd") || strings.Contains(status, "deletes") {
+		t.Errorf("status with the drop-in is\n%s", status)
+	}
 	for _, line := range disturbances {
 		m.events(t)
 		m.run(t, line)
@@ -47,6 +50,7 @@ func TestWhatNetworkdDeletesIsRepaired(t *testing.T) {
 	m.until(t, "networkctl --no-legend | grep -c 'routable *configured' | grep 3")
 	m.until(t, "sisod status")
 	before := m.owned(t)
+	expect(t, "status without the drop-in", m.run(t, "sisod status"), "systemd-networkd deletes others' rules and routes")
 	deleted := 0
 	for _, line := range disturbances {
 		m.events(t)
