@@ -112,7 +112,11 @@ func (p *places) status(cmd *cobra.Command) (*status, error) {
 	var invalid profiles.Errors
 	if errors.As(err, &invalid) {
 		st.ConfigError, st.LastGood = invalid.Error(), true
-		s, err = p.openLastGood()
+		if s, err = p.openLastGood(); err != nil {
+			// An ordinary user may not read the copy. That must not hide what is wrong.
+			st.ConfigError += "\nlast good configuration: " + err.Error()
+			s, err = nil, nil
+		}
 	}
 	if err != nil {
 		return nil, err
