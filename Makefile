@@ -9,7 +9,7 @@ LDFLAGS     = -s -w -X main.version=$(VERSION)
 # a machine that is busy needs time.
 TEST_TIMEOUT ?= 15m
 
-.PHONY: help build demo test lab test-pure lint package package-test schema fmt bench bench-lvs stockvm tools clean
+.PHONY: help build demo test lab boot-test test-pure lint package package-test schema fmt bench bench-lvs stockvm tools clean
 
 help:
 	@sed -n 's/^## //p' $(MAKEFILE_LIST)
@@ -31,6 +31,11 @@ lab: build stockvm
 	go test -tags stock -timeout $(TEST_TIMEOUT) ./internal/lab/stockvm
 	go test -tags stock -timeout $(TEST_TIMEOUT) -exec "$(CURDIR)/bin/stockvm exec" ./internal/kernel
 	SISOD_BINARY=$(CURDIR)/bin/sisod go test -tags stock -timeout $(TEST_TIMEOUT) -run Stock -exec "$(CURDIR)/bin/stockvm exec" ./cmd/sisod
+
+## boot-test  the packages in a whole Debian with systemd: boot, reload, upgrade, removal
+boot-test: tools
+	@packaging/tools.sh boot
+	go test -tags boot -timeout $(TEST_TIMEOUT) -v ./packaging/boot
 
 ## test-pure  the tests that need neither root nor a kernel
 test-pure:

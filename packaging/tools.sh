@@ -1,6 +1,6 @@
 #!/bin/sh
 # Installs what tests and demo stand on, on a Debian machine, as root; with the
-# word lab, what the virtual machine and the tests in it need besides, and with
+# word lab or boot, what the virtual machines of these tests need besides, and with
 # package, what checks the packages. Does nothing, and needs no root, when
 # everything is there.
 set -eu
@@ -17,10 +17,17 @@ need ping iputils-ping
 need curl curl
 need sysctl procps
 need shellcheck shellcheck
-if [ "${1:-}" = lab ]; then
+if [ "${1:-}" = lab ] || [ "${1:-}" = boot ]; then
 	need qemu-system-x86_64 qemu-system-x86
 	need depmod kmod
 	need xz xz-utils
+fi
+if [ "${1:-}" = boot ]; then
+	need debootstrap debootstrap
+	need mke2fs e2fsprogs
+	need systemctl systemd
+fi
+if [ "${1:-}" = lab ]; then
 	need ipvsadm ipvsadm
 	need keepalived keepalived # Debian starts it only when it has a configuration
 fi

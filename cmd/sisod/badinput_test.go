@@ -238,3 +238,12 @@ func TestDamagedFilesTakeNothingAway(t *testing.T) {
 		})
 	}
 }
+
+func TestStatusTellsWhatIsWrongThoughTheLastGoodCopyIsWrongToo(t *testing.T) {
+	t.Parallel()
+	h, _ := smallHost(t)
+	writeProfile(t, h, "isp.toml", smallProfile)
+	expect(t, h, 0, "apply")
+	runInput(t, h, "for d in '' /var/lib/sisod/last-good; do echo 'junk' >$d/etc/sisod/profiles/isp.toml; done", "sh", "-e")
+	contains(t, expect(t, h, 1, "status").stdout, "profiles do not load", "/etc/sisod/profiles/isp.toml:1:", "last good configuration: /etc/sisod/profiles/isp.toml:1:")
+}

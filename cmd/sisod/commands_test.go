@@ -153,9 +153,14 @@ func TestJSONIsVersioned(t *testing.T) {
 		Problems []problem
 		Drift    []struct{ Op, Kind, Family, Object string }
 		Daemon   any
+		// Programs in other network namespaces are no neighbours: here is nobody.
+		Neighbours []struct {
+			Name    string
+			Deletes []string
+		}
 	}
 	decode(expect(t, h, 2, "status", "-o", "json").stdout, &status)
-	if status.Version != 1 || status.InOrder || len(status.Uplinks) != 6 || len(status.Problems) != 1 || len(status.Drift) != 31 || status.Daemon != nil {
+	if status.Version != 1 || status.InOrder || len(status.Uplinks) != 6 || len(status.Problems) != 1 || len(status.Drift) != 31 || status.Daemon != nil || status.Neighbours == nil || len(status.Neighbours) != 0 {
 		t.Errorf("status before apply: %+v", status)
 	}
 	expect(t, h, 2, "apply")

@@ -23,7 +23,10 @@ var rooms = map[string]struct {
 	"internal/kernel":      {[]string{"internal/state"}, false},
 	"internal/daemon":      {[]string{"profiles", "routing", "lvs", "internal/kernel", "internal/state"}, false},
 	"internal/lab":         {nil, false},
-	"internal/lab/stockvm": {nil, false},
+	"internal/lab/vm":      {nil, false},
+	"internal/lab/stockvm": {[]string{"internal/lab/vm"}, false},
+	"packaging/boot/guest": {[]string{"internal/lab/vm", "packaging/boot/order"}, false},
+	"packaging/boot/order": {nil, true},
 	"cmd/sisod":            {[]string{"profiles", "routing", "internal/daemon", "internal/kernel", "internal/lab", "internal/state"}, false},
 }
 

@@ -25,6 +25,9 @@ type session struct {
 
 // open loads the profiles and opens the kernel.
 func (p *places) open() (*session, error) {
+	if err := p.becomeKeeper(); err != nil {
+		return nil, err
+	}
 	dir, err := daemon.Absolute(p.config)
 	if err != nil {
 		return nil, err
@@ -41,6 +44,9 @@ func (p *places) open() (*session, error) {
 }
 
 func (p *places) openHost(log *slog.Logger) (*kernel.Host, error) {
+	if err := p.becomeKeeper(); err != nil {
+		return nil, err
+	}
 	return kernel.Open(kernel.Options{RunDir: p.run, IPRoute2Dir: p.iproute2, Log: log})
 }
 

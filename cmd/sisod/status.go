@@ -14,6 +14,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/sisod/sisod/internal/daemon"
+	"github.com/sisod/sisod/internal/kernel"
 	"github.com/sisod/sisod/internal/state"
 	"github.com/sisod/sisod/profiles"
 	"github.com/sisod/sisod/routing"
@@ -73,6 +74,8 @@ type status struct {
 	Problems    []state.Problem `json:"problems"`
 	Drift       []driftStatus   `json:"drift"`
 	Daemon      *daemon.Report  `json:"daemon"` // null: no daemon runs
+	// Neighbours are the programs besides that have to do with routing.
+	Neighbours []kernel.Neighbour `json:"neighbours"`
 	// DaemonError is why the daemon's report cannot be read.
 	DaemonError string `json:"daemon_error,omitempty"`
 }
@@ -100,7 +103,7 @@ type driftStatus struct {
 // status looks at everything. Profiles that do not load are no reason to show
 // nothing: the last good ones are looked at, as the daemon does.
 func (p *places) status(cmd *cobra.Command) (*status, error) {
-	st := &status{Version: statusVersion, Uplinks: []uplinkStatus{}, Roles: []roleStatus{}, Problems: []state.Problem{}, Drift: []driftStatus{}}
+	st := &status{Version: statusVersion, Uplinks: []uplinkStatus{}, Roles: []roleStatus{}, Problems: []state.Problem{}, Drift: []driftStatus{}, Neighbours: []kernel.Neighbour{}}
 	var err error
 	if st.Daemon, err = daemon.ReadReport(p.run); err != nil {
 		st.DaemonError = err.Error()
@@ -109,7 +112,11 @@ func (p *places) status(cmd *cobra.Command) (*status, error) {
 	var invalid profiles.Errors
 	if errors.As(err, &invalid) {
 		st.ConfigError, st.LastGood = invalid.Error(), true
-		s, err = p.openLastGood()
+		if s, err = p.openLastGood(); err != nil {
+			// An ordinary user may not read the copy. That must not hide what is wrong.
+			st.ConfigError += "\nlast good configuration: " + err.Error()
+			s, err = nil, nil
+		}
 	}
 	if err != nil {
 		return nil, err
@@ -120,6 +127,7 @@ func (p *places) status(cmd *cobra.Command) (*status, error) {
 	}
 	defer s.close()
 	st.Held = s.host.Held()
+	st.Neighbours = s.host.Neighbours()
 	pass, err := s.look(cmd.Context())
 	if err != nil {
 		return nil, err
@@ -207,6 +215,11 @@ func (st *status) text(w io.Writer, pal palette) error {
 		lines = append(lines, fmt.Sprintf("%s %s %s", pal.warn("to "+d.Op), kind, d.Object))
 	}
 	section("drift", lines)
+	lines = nil
+	for _, n := range st.Neighbours {
+		lines = append(lines, neighbourText(pal, n))
+	}
+	section("neighbours", lines)
 	fmt.Fprintln(w, pal.bold("daemon"))
 	switch {
 	case st.DaemonError != "":
@@ -284,6 +297,14 @@ func gatewayText(u uplinkStatus) string {
 		return "via " + u.Gateway + ", " + u.Source
 	}
 	return "-"
+}
+
+func neighbourText(pal palette, n kernel.Neighbour) string {
+	if len(n.Deletes) == 0 {
+		return n.Name
+	}
+	return n.Name + " " + pal.warn("deletes others' "+strings.Join(n.Deletes, " and ")) +
+		": ManageForeignRoutingPolicyRules=no and ManageForeignRoutes=no in networkd.conf(5) keep it from that"
 }
 
 // shownAddresses is how many addresses of an uplink fit on its line.

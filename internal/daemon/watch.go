@@ -2,6 +2,7 @@ package daemon
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"io/fs"
 	"log/slog"
@@ -106,7 +107,7 @@ func (w *watcher) follow(files []file) (fresh bool) {
 		}
 		if err != nil {
 			if !w.refused[dir] {
-				w.log.Warn("watch folder", "folder", dir, "error", err)
+				w.log.Log(context.Background(), want[dir].loss(err), "watch folder", "folder", dir, "error", err)
 			}
 			w.refused[dir] = true
 			delete(want, dir)
@@ -122,6 +123,20 @@ func (w *watcher) follow(files []file) (fresh bool) {
 	}
 	w.folders = want
 	return fresh
+}
+
+// loss is how bad it is that a folder cannot be watched. Leases are the last
+// resort of several, and those of some clients are for root alone.
+func (f *folder) loss(err error) slog.Level {
+	for _, marks := range f.names {
+		if marks[wishes] || marks[tableNames] {
+			return slog.LevelWarn
+		}
+	}
+	if errors.Is(err, fs.ErrPermission) {
+		return slog.LevelInfo
+	}
+	return slog.LevelWarn
 }
 
 // take returns the matters that have changed since the last call.

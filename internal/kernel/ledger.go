@@ -148,7 +148,8 @@ func openLedger(dir string, log *slog.Logger) (*ledger, error) {
 // (SO_NETNS_COOKIE, since Linux 5.14), which no later one gets; before that the
 // inode of the namespace, which may be used again.
 func namespaceIdentity() (string, error) {
-	s, err := unix.Socket(unix.AF_INET, unix.SOCK_DGRAM|unix.SOCK_CLOEXEC, 0)
+	// Any socket tells it; one of netlink the daemon's unit allows.
+	s, err := unix.Socket(unix.AF_NETLINK, unix.SOCK_RAW|unix.SOCK_CLOEXEC, unix.NETLINK_ROUTE)
 	if err == nil {
 		cookie, err := unix.GetsockoptUint64(s, unix.SOL_SOCKET, unix.SO_NETNS_COOKIE)
 		unix.Close(s)

@@ -69,7 +69,7 @@ func (h *Host) tidy() {
 		return
 	}
 	h.tidied = true
-	for _, file := range []string{h.NamesFile(), filepath.Join(h.runDir(), ledgerFile)} {
+	for _, file := range []string{h.namesPlace(), filepath.Join(h.runDir(), ledgerFile)} {
 		// The pattern of package renameio.
 		left, err := filepath.Glob(filepath.Join(filepath.Dir(file), "."+filepath.Base(file)+"[0-9]*"))
 		for _, f := range left {
@@ -123,7 +123,8 @@ func takeLock(path string) (unlock func(), err error) {
 	if err := os.MkdirAll(filepath.Dir(path), 0o755); err != nil {
 		return nil, fmt.Errorf("create run folder: %w", err)
 	}
-	f, err := os.OpenFile(path, os.O_RDWR|os.O_CREATE|unix.O_NOFOLLOW, 0o644)
+	// Who can open it, for reading alone, can lock it, and keep sisod out.
+	f, err := os.OpenFile(path, os.O_RDWR|os.O_CREATE|unix.O_NOFOLLOW, 0o600)
 	if err != nil {
 		return nil, fmt.Errorf("open lock: %w", err)
 	}

@@ -2,7 +2,9 @@ package kernel
 
 import (
 	"bytes"
+	"errors"
 	"fmt"
+	"io/fs"
 	"os"
 	"path/filepath"
 	"strconv"
@@ -18,8 +20,10 @@ func ProcessOf(portID uint32) string {
 	if inode == "" {
 		return ""
 	}
-	// The first socket of a process gets its number for a port.
-	pids := []string{strconv.FormatUint(uint64(portID), 10)}
+	// The first socket of a process gets its number for a port. That has to do
+	// where the sockets of others cannot be seen: the daemon's unit is not root.
+	first := strconv.FormatUint(uint64(portID), 10)
+	pids := []string{first}
 	entries, err := os.ReadDir("/proc")
 	if err != nil {
 		return ""
@@ -30,7 +34,8 @@ func ProcessOf(portID uint32) string {
 		}
 	}
 	for _, pid := range pids {
-		if !hasSocket(pid, inode) {
+		has, err := hasSocket(pid, inode)
+		if !has && (pid != first || !errors.Is(err, fs.ErrPermission)) {
 			continue
 		}
 		if comm, err := os.ReadFile(filepath.Join("/proc", pid, "comm")); err == nil {
@@ -57,17 +62,17 @@ func netlinkSocket(portID uint32) string {
 	return ""
 }
 
-func hasSocket(pid, inode string) bool {
+func hasSocket(pid, inode string) (bool, error) {
 	dir := filepath.Join("/proc", pid, "fd")
 	entries, err := os.ReadDir(dir)
 	if err != nil {
-		return false
+		return false, err
 	}
 	want := fmt.Sprintf("socket:[%s]", inode)
 	for _, e := range entries {
 		if target, err := os.Readlink(filepath.Join(dir, e.Name())); err == nil && target == want {
-			return true
+			return true, nil
 		}
 	}
-	return false
+	return false, nil
 }

@@ -183,8 +183,22 @@ func allSteps(steps []state.Step, err error) []error {
 	return errs
 }
 
-func (h *Host) writeNames(own map[string]uint32) error {
+// namesPlace is where the drop-in's content is. Packages make the drop-in a link
+// into sisod's own folder: the daemon's user need not write below /etc then.
+func (h *Host) namesPlace() string {
 	file := h.NamesFile()
+	target, err := os.Readlink(file)
+	if err != nil {
+		return file
+	}
+	if !filepath.IsAbs(target) {
+		target = filepath.Join(filepath.Dir(file), target)
+	}
+	return target
+}
+
+func (h *Host) writeNames(own map[string]uint32) error {
+	file := h.namesPlace()
 	have, err := os.ReadFile(file)
 	if err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return err

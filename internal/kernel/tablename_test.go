@@ -161,3 +161,36 @@ func TestNamesFileIsWrittenAsAWhole(t *testing.T) {
 		t.Errorf("left behind: %v %v", entries, err)
 	}
 }
+
+func TestTableNamesAreWrittenWhereTheLinkLeads(t *testing.T) {
+	for _, link := range []string{"../../lib/names.conf", "absolute"} {
+		top := t.TempDir()
+		place := filepath.Join(top, "lib", "names.conf")
+		for _, dir := range []string{"lib", "iproute2/rt_tables.d"} {
+			if err := os.MkdirAll(filepath.Join(top, dir), 0o755); err != nil {
+				t.Fatal(err)
+			}
+		}
+		if link == "absolute" {
+			link = place
+		}
+		h := &Host{options: Options{IPRoute2Dir: filepath.Join(top, "iproute2"), Root: top}}
+		if err := os.Symlink(link, h.NamesFile()); err != nil {
+			t.Fatal(err)
+		}
+		for _, want := range []map[string]uint32{{"one": 11500, "two": 11501}, {"two": 11501}, {}} {
+			if err := h.writeNames(want); err != nil {
+				t.Fatal(err)
+			}
+			if _, own, err := h.readNames(); err != nil || !maps.Equal(own, want) {
+				t.Errorf("by a link to %s: read %v (%v), want %v", link, own, err, want)
+			}
+			if to, err := os.Readlink(h.NamesFile()); err != nil || to != link {
+				t.Errorf("the link leads to %q (%v), want %q", to, err, link)
+			}
+			if _, err := os.Lstat(place); (err == nil) != (len(want) > 0) {
+				t.Errorf("with %d names, the place of the link: %v", len(want), err)
+			}
+		}
+	}
+}

@@ -15,6 +15,8 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/sisod/sisod/internal/lab/vm"
 )
 
 // drain is how long output is waited for after the program has ended, when a
@@ -25,13 +27,13 @@ const drain = time.Second
 const modprobe = "/sbin/modprobe"
 
 // execute runs the program of a job and reports what it says.
-func execute(j job, port io.Reader, report *reporter) (code, signal int, err error) {
+func execute(j job, port io.Reader, report *vm.Reporter) (code, signal int, err error) {
 	if err := os.Chdir(j.Dir); err != nil {
 		return 0, 0, fmt.Errorf("enter working folder: %w", err)
 	}
 	var done [2]<-chan error
 	var write [2]*os.File
-	for i, kind := range []byte{reportStdout, reportStderr} {
+	for i, kind := range []byte{vm.ReportStdout, vm.ReportStderr} {
 		if write[i], done[i], err = pipe(kind, report); err != nil {
 			return 0, 0, err
 		}
@@ -44,7 +46,7 @@ func execute(j job, port io.Reader, report *reporter) (code, signal int, err err
 	if err != nil {
 		return 0, 0, err
 	}
-	if err := report.send(reportStarted, nil); err != nil {
+	if err := report.Send(vm.ReportStarted, nil); err != nil {
 		return 0, 0, err
 	}
 	go signals(port, pid)
@@ -70,14 +72,14 @@ func execute(j job, port io.Reader, report *reporter) (code, signal int, err err
 }
 
 // pipe returns a pipe whose content is reported; done tells when it has ended.
-func pipe(kind byte, report *reporter) (write *os.File, done <-chan error, err error) {
+func pipe(kind byte, report *vm.Reporter) (write *os.File, done <-chan error, err error) {
 	read, write, err := os.Pipe()
 	if err != nil {
 		return nil, nil, fmt.Errorf("make pipe: %w", err)
 	}
 	c := make(chan error, 1)
 	go func() {
-		c <- report.copy(kind, read)
+		c <- report.Copy(kind, read)
 		read.Close()
 	}()
 	return write, c, nil
@@ -154,7 +156,7 @@ func loadModule(name string, env []string) error {
 }
 
 // bringBack reports the files at or below path that were written.
-func bringBack(written *os.Root, path string, report *reporter) error {
+func bringBack(written *os.Root, path string, report *vm.Reporter) error {
 	top := strings.TrimPrefix(path, "/")
 	if top == "" {
 		top = "."
@@ -176,10 +178,10 @@ func bringBack(written *os.Root, path string, report *reporter) error {
 			return err
 		}
 		head := binary.BigEndian.AppendUint32(nil, uint32(st.Mode().Perm()))
-		if err := report.send(reportFile, append(head, filepath.Join("/", name)...)); err != nil {
+		if err := report.Send(vm.ReportFile, append(head, filepath.Join("/", name)...)); err != nil {
 			return err
 		}
-		return report.copy(reportData, f)
+		return report.Copy(vm.ReportData, f)
 	})
 	if errors.Is(err, fs.ErrNotExist) {
 		return nil // nothing was written there

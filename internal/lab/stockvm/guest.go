@@ -7,10 +7,10 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
-	"strings"
-	"time"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/sisod/sisod/internal/lab/vm"
 )
 
 // portName and mountTag are how the guest finds its devices.
@@ -35,27 +35,30 @@ const hostname = "stockvm"
 func guestMain() {
 	j, err := readJob()
 	if err == nil {
-		err = loadBootModules(j.Boot)
+		err = vm.LoadModules()
+	}
+	if err == nil {
+		err = vm.MountDevices()
 	}
 	var port *os.File
 	if err == nil {
-		port, err = openPort()
+		port, err = vm.OpenPort(portName)
 	}
 	if err != nil {
 		fmt.Fprintln(os.Stderr, "stockvm: "+err.Error())
 		os.Exit(1) // the kernel panics, and qemu ends
 	}
-	report := &reporter{w: port}
+	report := &vm.Reporter{W: port}
 	if err := guestRun(j, port, report); err != nil {
 		// Without the port there is nobody to tell.
-		_ = report.send(reportFailure, []byte(err.Error()))
+		_ = report.Send(vm.ReportFailure, []byte(err.Error()))
 	}
 	for {
 		_ = unix.Pause() // the machine is killed
 	}
 }
 
-func guestRun(j job, port *os.File, report *reporter) error {
+func guestRun(j job, port *os.File, report *vm.Reporter) error {
 	written, err := enterRoot()
 	if err != nil {
 		return fmt.Errorf("prepare the virtual machine: %w", err)
@@ -77,7 +80,7 @@ func guestRun(j job, port *os.File, report *reporter) error {
 			return fmt.Errorf("bring back %s: %w", path, err)
 		}
 	}
-	return report.send(reportExit, exitData(code, signal))
+	return report.Send(vm.ReportExit, vm.ExitData(code, signal))
 }
 
 func readJob() (job, error) {
@@ -92,56 +95,6 @@ func readJob() (job, error) {
 	return j, nil
 }
 
-func loadBootModules(names []string) error {
-	for _, name := range names {
-		f, err := os.Open(filepath.Join(moduleFolder, name))
-		if err != nil {
-			return fmt.Errorf("load module: %w", err)
-		}
-		err = unix.FinitModule(int(f.Fd()), "", 0)
-		f.Close()
-		if err != nil && !errors.Is(err, unix.EEXIST) {
-			return fmt.Errorf("load module %s: %w", name, err)
-		}
-	}
-	return nil
-}
-
-// portPatience is how long the port may take to appear after its driver.
-const portPatience = 30 * time.Second
-
-// openPort opens the port of the report.
-func openPort() (*os.File, error) {
-	if err := mount("devtmpfs", "/dev", "devtmpfs", 0, ""); err != nil {
-		return nil, err
-	}
-	if err := mount("sysfs", "/sys", "sysfs", 0, ""); err != nil {
-		return nil, err
-	}
-	// The driver learns of its ports from messages that come later, and there
-	// is no udev to tell of them.
-	for end := time.Now().Add(portPatience); time.Now().Before(end); time.Sleep(time.Millisecond) {
-		names, err := filepath.Glob("/sys/class/virtio-ports/*/name")
-		if err != nil {
-			return nil, err
-		}
-		for _, file := range names {
-			if name, err := os.ReadFile(file); err != nil || strings.TrimSpace(string(name)) != portName {
-				continue
-			}
-			device := filepath.Join("/dev", filepath.Base(filepath.Dir(file)))
-			port, err := os.OpenFile(device, os.O_RDWR, 0)
-			if err == nil {
-				return port, nil
-			}
-			if !errors.Is(err, fs.ErrNotExist) {
-				return nil, fmt.Errorf("open port: %w", err)
-			}
-		}
-	}
-	return nil, fmt.Errorf("open port: none is named %s", portName)
-}
-
 // enterRoot makes the overlay the root of everything, kernel threads
 // included, and returns the folder with what is written.
 func enterRoot() (*os.Root, error) {
@@ -149,10 +102,10 @@ func enterRoot() (*os.Root, error) {
 	// this process: entering a mount namespace leads to its root. And
 	// process 1 shares its root with the kernel's own threads, until it makes
 	// one that it does not share: so the kernel finds /sbin/modprobe there.
-	if err := mount(mountTag, machineFolder, "9p", unix.MS_RDONLY, "trans=virtio,version=9p2000.L,msize=512000,cache=loose"); err != nil {
+	if err := vm.Mount(mountTag, machineFolder, "9p", unix.MS_RDONLY, "trans=virtio,version=9p2000.L,msize=512000,cache=loose"); err != nil {
 		return nil, err
 	}
-	if err := mount("tmpfs", writtenFolder, "tmpfs", 0, "mode=0755,size=90%"); err != nil {
+	if err := vm.Mount("tmpfs", writtenFolder, "tmpfs", 0, "mode=0755,size=90%"); err != nil {
 		return nil, err
 	}
 	upper, work := writtenFolder+"/files", writtenFolder+"/work"
@@ -161,7 +114,7 @@ func enterRoot() (*os.Root, error) {
 			return nil, err
 		}
 	}
-	if err := mount("overlay", rootFolder, "overlay", 0, "lowerdir="+machineFolder+",upperdir="+upper+",workdir="+work); err != nil {
+	if err := vm.Mount("overlay", rootFolder, "overlay", 0, "lowerdir="+machineFolder+",upperdir="+upper+",workdir="+work); err != nil {
 		return nil, err
 	}
 	written, err := os.OpenRoot(upper)
@@ -171,7 +124,7 @@ func enterRoot() (*os.Root, error) {
 	if err := os.Chdir(rootFolder); err != nil {
 		return nil, err
 	}
-	if err := mount(rootFolder, "/", "", unix.MS_MOVE, ""); err != nil {
+	if err := vm.Mount(rootFolder, "/", "", unix.MS_MOVE, ""); err != nil {
 		return nil, err
 	}
 	if err := unix.Chroot("."); err != nil {
@@ -209,7 +162,7 @@ func furnish(j job) error {
 		if err := os.MkdirAll(m.target, 0o755); err != nil {
 			return err
 		}
-		if err := mount(m.source, m.target, m.fstype, m.flags, m.data); err != nil {
+		if err := vm.Mount(m.source, m.target, m.fstype, m.flags, m.data); err != nil {
 			return err
 		}
 	}
@@ -217,7 +170,7 @@ func furnish(j job) error {
 	if err := os.MkdirAll(modules, 0o755); err != nil {
 		return err
 	}
-	if err := mount(j.ModuleDir, modules, "", unix.MS_BIND, ""); err != nil {
+	if err := vm.Mount(j.ModuleDir, modules, "", unix.MS_BIND, ""); err != nil {
 		return err
 	}
 	for name, target := range map[string]string{"fd": "/proc/self/fd", "stdin": "fd/0", "stdout": "fd/1", "stderr": "fd/2"} {
@@ -255,13 +208,6 @@ func loopbackUp() error {
 	ifr.SetUint16(unix.IFF_UP)
 	if err := unix.IoctlIfreq(s, unix.SIOCSIFFLAGS, ifr); err != nil {
 		return fmt.Errorf("set lo up: %w", err)
-	}
-	return nil
-}
-
-func mount(source, target, fstype string, flags uintptr, data string) error {
-	if err := unix.Mount(source, target, fstype, flags, data); err != nil {
-		return fmt.Errorf("mount %s: %w", target, err)
 	}
 	return nil
 }

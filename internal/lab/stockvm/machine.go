@@ -3,30 +3,24 @@ package main
 import (
 	"context"
 	"encoding/binary"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
 	"io/fs"
 	"os"
-	"os/exec"
 	"path/filepath"
-	"strconv"
-	"strings"
 	"syscall"
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/sisod/sisod/internal/lab/vm"
 )
-
-const qemu = "qemu-system-x86_64"
-
-// consoleLimit is how much of the end of the console an error shows, in
-// bytes.
-const consoleLimit = 4096
 
 // machine is a virtual machine that does one job.
 type machine struct {
-	kernel     kernel
+	kernel     vm.Kernel
 	cpus       int
 	memory     int // MiB
 	kernelArgs string
@@ -50,51 +44,31 @@ var errSilent = errors.New("the virtual machine ended without telling the progra
 // run starts the machine, and ends it when the program in it has ended, or
 // ctx. It must be called on a thread that lives as long as the process.
 func (m machine) run(ctx context.Context) (result, error) {
-	// Its modules are loaded while the machine runs.
-	unlock, err := lock(m.kernel.root, unix.LOCK_SH)
+	first, err := m.initramfs()
 	if err != nil {
 		return result{}, err
 	}
-	defer unlock()
 	start := time.Now()
-	image, err := initramfs(ctx, m.kernel, m.job)
-	if err != nil {
-		return result{}, err
-	}
-	defer image.Close()
-	ours, theirs, err := socketPair()
-	if err != nil {
-		return result{}, err
-	}
-	defer ours.Close()
-
-	console := &tail{limit: consoleLimit}
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
-	path, err := find(qemu)
+	running, err := vm.Machine{
+		Kernel: m.kernel, CPUs: m.cpus, Memory: m.memory, KernelArgs: m.kernelArgs, Initramfs: first, Port: portName, Console: m.console,
+		// Nothing is written to the machine's files.
+		Devices: []string{
+			"-fsdev", "local,id=machine,path=/,security_model=none,multidevs=remap,readonly=on",
+			"-device", "virtio-9p-pci,fsdev=machine,mount_tag=" + mountTag,
+		},
+	}.Start(ctx)
 	if err != nil {
 		return result{}, err
 	}
-	cmd := exec.CommandContext(ctx, path, m.args()...)
-	cmd.ExtraFiles = []*os.File{theirs, image} // 3 and 4
-	cmd.SysProcAttr = diesWithUs()
-	cmd.Stdout = console
-	if m.console != nil {
-		cmd.Stdout = io.MultiWriter(console, m.console)
-	}
-	cmd.Stderr = cmd.Stdout
-	err = cmd.Start()
-	theirs.Close()
-	if err != nil {
-		return result{}, fmt.Errorf("start qemu: %w", err)
-	}
 	forwarded := make(chan struct{})
-	go func() { defer close(forwarded); m.forward(ctx, ours) }()
+	go func() { defer close(forwarded); m.forward(ctx, running.Port) }()
 
-	res, err := m.follow(ours, start)
+	res, err := m.follow(running.Port, start)
 	cancel()
 	// It was killed, if it has not ended by itself: the report counts.
-	_ = cmd.Wait()
+	_ = running.Wait()
 	<-forwarded
 	if err == nil {
 		return res, nil
@@ -102,46 +76,34 @@ func (m machine) run(ctx context.Context) (result, error) {
 	if cause := context.Cause(ctx); !errors.Is(cause, context.Canceled) {
 		err = cause
 	}
-	if text := console.String(); text != "" {
+	if text := running.ConsoleEnd(); text != "" {
 		err = fmt.Errorf("%w. The end of its console:\n%s", err, text)
 	}
 	return result{}, err
 }
 
-// args is qemu's command line. Nothing in it is a network, and nothing is
-// written to the machine.
-func (m machine) args() []string {
-	return []string{
-		"-nodefaults", "-no-user-config", "-no-reboot", "-display", "none",
-		// With qboot the kernel starts a second earlier than with SeaBIOS.
-		"-machine", "q35", "-bios", "qboot.rom", "-accel", "tcg,thread=multi", "-cpu", "max",
-		"-smp", strconv.Itoa(m.cpus), "-m", strconv.Itoa(m.memory),
-		"-chardev", "stdio,id=console,signal=off", "-serial", "chardev:console",
-		"-device", "virtio-serial-pci",
-		"-chardev", "socket,id=report,fd=3", "-device", "virtserialport,chardev=report,name=" + portName,
-		"-fsdev", "local,id=machine,path=/,security_model=none,multidevs=remap,readonly=on",
-		"-device", "virtio-9p-pci,fsdev=machine,mount_tag=" + mountTag,
-		"-kernel", m.kernel.image, "-initrd", "/proc/self/fd/4",
-		"-append", strings.TrimSpace(strings.Join(kernelArgs[:], " ") + " rdinit=" + guestInit + " " + m.kernelArgs),
-	}
-}
+// jobFile is where the guest finds its job.
+const jobFile = "/job"
 
-// kernelArgs is how the guest's kernel differs from one with Debian's
-// command line.
-var kernelArgs = [...]string{
-	"console=ttyS0", "quiet",
-	// Qemu ends with the kernel. An oops is a panic: what comes after one
-	// proves nothing.
-	"panic=-1", "oops=panic",
-	// Without it the kernel mistrusts an emulated counter, and every look at
-	// the clock costs microseconds instead of nanoseconds.
-	"tsc=reliable",
-	// On a busy machine the emulated timer may not tick while the kernel tries
-	// it out, and then there is no kernel.
-	"no_timer_check",
-	// The emulator translates code anew wherever else it is mapped: a program
-	// starts twice as fast in the same place.
-	"norandmaps",
+// bootModules reach the machine's files, and the report's port.
+var bootModules = []string{"virtio_pci", "virtio_console", "9pnet_virtio", "9p", "overlay"}
+
+// initramfs is the guest's first file system, which depends on the job.
+func (m machine) initramfs() (vm.Initramfs, error) {
+	j := m.job
+	j.Release, j.ModuleDir = m.kernel.Release, m.kernel.Modules
+	text, err := json.Marshal(j)
+	if err != nil {
+		return vm.Initramfs{}, fmt.Errorf("write job: %w", err)
+	}
+	return vm.Initramfs{
+		// A program that was started by another name for itself, or whose file is
+		// replaced, is still this one.
+		Init:    "/proc/self/exe",
+		Modules: bootModules,
+		Folders: []string{machineFolder, writtenFolder, rootFolder},
+		Files:   map[string][]byte{jobFile: text},
+	}, nil
 }
 
 // follow reads the guest's report to its end.
@@ -154,7 +116,7 @@ func (m machine) follow(port io.Reader, start time.Time) (result, error) {
 		}
 	}()
 	for {
-		kind, data, err := receive(port)
+		kind, data, err := vm.Receive(port)
 		if errors.Is(err, io.EOF) || errors.Is(err, unix.ECONNRESET) {
 			return result{}, errSilent
 		}
@@ -162,30 +124,30 @@ func (m machine) follow(port io.Reader, start time.Time) (result, error) {
 			return result{}, err
 		}
 		switch kind {
-		case reportStarted:
+		case vm.ReportStarted:
 			res.started = time.Since(start)
-		case reportStdout:
+		case vm.ReportStdout:
 			_, err = m.stdout.Write(data)
-		case reportStderr:
+		case vm.ReportStderr:
 			_, err = m.stderr.Write(data)
-		case reportFile:
+		case vm.ReportFile:
 			if file != nil {
 				err = file.Close()
 			}
 			if err == nil {
 				file, err = m.create(data)
 			}
-		case reportData:
+		case vm.ReportData:
 			_, err = file.Write(data)
-		case reportExit:
+		case vm.ReportExit:
 			var signal int
-			res.code, signal, err = parseExit(data)
+			res.code, signal, err = vm.ParseExit(data)
 			res.signal, res.ended = syscall.Signal(signal), time.Since(start)
 			if file != nil && err == nil {
 				err = file.Close()
 			}
 			return res, err
-		case reportFailure:
+		case vm.ReportFailure:
 			return result{}, errors.New(string(data))
 		default:
 			err = fmt.Errorf("receive report: kind %q", kind)
@@ -227,13 +189,4 @@ func (m machine) forward(ctx context.Context, port io.Writer) {
 			}
 		}
 	}
-}
-
-// socketPair is a connection for the guest's port.
-func socketPair() (ours, theirs *os.File, err error) {
-	fds, err := unix.Socketpair(unix.AF_UNIX, unix.SOCK_STREAM|unix.SOCK_CLOEXEC, 0)
-	if err != nil {
-		return nil, nil, fmt.Errorf("make socket: %w", err)
-	}
-	return os.NewFile(uintptr(fds[0]), "report"), os.NewFile(uintptr(fds[1]), "port"), nil
 }

@@ -26,11 +26,12 @@ import (
 	"os/signal"
 	"path/filepath"
 	"runtime"
-	"slices"
 	"strings"
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/sisod/sisod/internal/lab/vm"
 )
 
 const usage = `Usage:
@@ -50,7 +51,7 @@ Flags of run:
 const exitOwn = 125
 
 func main() {
-	if os.Getpid() == 1 && os.Args[0] == guestInit {
+	if os.Getpid() == 1 && os.Args[0] == vm.GuestInit {
 		guestMain()
 	}
 	// The signal for the death of qemu's parent is for the end of the thread
@@ -108,18 +109,18 @@ func buildCommand(args []string) int {
 	}
 	ctx, stop := watch(context.Background(), nil)
 	defer stop()
-	err := needed()
+	err := vm.Needed()
 	if err == nil {
-		err = cacheFolder(cache)
+		*cache, err = vm.CacheFolder(*cache)
 	}
 	if err != nil {
 		return fail(err)
 	}
-	k, err := buildKernel(ctx, *cache, os.Stderr)
+	k, err := vm.BuildKernel(ctx, *cache, os.Stderr)
 	if err != nil {
 		return failOrSignal(ctx, fmt.Errorf("build: %w", err))
 	}
-	fmt.Println(k.image)
+	fmt.Println(k.Image)
 	return 0
 }
 
@@ -154,12 +155,12 @@ func runCommand(name string, args []string) int {
 	ctx, stop := watch(context.Background(), timeout)
 	defer stop()
 
-	err := needed()
+	err := vm.Needed()
 	if err == nil {
-		err = cacheFolder(cache)
+		*cache, err = vm.CacheFolder(*cache)
 	}
 	if err == nil {
-		m.kernel, err = findKernel(ctx, *cache, os.Stderr)
+		m.kernel, err = vm.FindKernel(ctx, *cache, os.Stderr)
 	}
 	if err == nil {
 		m.job, err = newJob(flags.Args(), strings.FieldsFunc(*modules, func(r rune) bool { return r == ' ' || r == ',' }), fetch)
@@ -193,23 +194,6 @@ func failOrSignal(ctx context.Context, err error) int {
 	return code
 }
 
-// cacheFolder puts the default into an empty dir, and makes it absolute.
-func cacheFolder(dir *string) error {
-	if *dir == "" {
-		user, err := os.UserCacheDir()
-		if err != nil {
-			return fmt.Errorf("find cache folder: %w: give one with -cache", err)
-		}
-		*dir = filepath.Join(user, "sisod", "stockvm")
-	}
-	abs, err := filepath.Abs(*dir)
-	if err != nil {
-		return fmt.Errorf("find cache folder: %w", err)
-	}
-	*dir = abs
-	return nil
-}
-
 // newJob says what the guest has to do for the caller.
 func newJob(command, modules, fetch []string) (job, error) {
 	path, err := exec.LookPath(command[0])
@@ -238,69 +222,4 @@ func newJob(command, modules, fetch []string) (job, error) {
 		}
 	}
 	return j, nil
-}
-
-// programs are what stockvm runs, and Debian's packages that have them.
-var programs = [...]struct{ name, pkg string }{
-	{qemu, "qemu-system-x86"},
-	{"depmod", "kmod"},
-	{"modprobe", "kmod"},
-	{"apt-get", "apt"},
-	{"apt-cache", "apt"},
-	{"dpkg-deb", "dpkg"},
-	{"xz", "xz-utils"},
-}
-
-// needed is an error that names every package that is missing.
-func needed() error {
-	if runtime.GOARCH != "amd64" {
-		return fmt.Errorf("this machine is %s: only amd64 has a kernel here", runtime.GOARCH)
-	}
-	var names, missing []string
-	for _, p := range programs {
-		if _, err := find(p.name); err != nil {
-			names = append(names, p.name)
-			if !slices.Contains(missing, p.pkg) {
-				missing = append(missing, p.pkg)
-			}
-		}
-	}
-	if missing == nil {
-		return nil
-	}
-	return fmt.Errorf("find %s: not installed: apt-get install %s", strings.Join(names, ", "), strings.Join(missing, " "))
-}
-
-// find is exec.LookPath that looks where the administrator's programs are as
-// well: a user's PATH often lacks them.
-func find(program string) (string, error) {
-	path, err := exec.LookPath(program)
-	if err == nil {
-		return path, nil
-	}
-	for _, dir := range []string{"/usr/sbin", "/sbin"} {
-		if path, err := exec.LookPath(filepath.Join(dir, program)); err == nil {
-			return path, nil
-		}
-	}
-	return "", err
-}
-
-// runProgram runs a program of Debian's in a folder to its end, and returns
-// its standard output. What it had to say besides is in the error.
-func runProgram(ctx context.Context, dir, name string, args ...string) (string, error) {
-	path, err := find(name)
-	if err != nil {
-		return "", err
-	}
-	var out strings.Builder
-	said := &tail{limit: 4096}
-	cmd := exec.CommandContext(ctx, path, args...)
-	cmd.Dir, cmd.Env = dir, append(os.Environ(), "LC_ALL=C.UTF-8")
-	cmd.Stdout, cmd.Stderr = &out, said
-	cmd.SysProcAttr = diesWithUs()
-	if err := cmd.Run(); err != nil {
-		return out.String(), fmt.Errorf("%s %s: %w: %s", name, strings.Join(args, " "), err, said)
-	}
-	return out.String(), nil
 }

@@ -2,7 +2,6 @@ package main
 
 import (
 	"bytes"
-	"errors"
 	"io"
 	"os"
 	"path/filepath"
@@ -10,21 +9,23 @@ import (
 	"syscall"
 	"testing"
 	"time"
+
+	"github.com/sisod/sisod/internal/lab/vm"
 )
 
 func TestReportIsReadAsItWasSent(t *testing.T) {
 	dir := t.TempDir()
 	path := filepath.Join(dir, "sub", "file")
-	long := strings.Repeat("line\n", reportChunk)
+	long := strings.Repeat("line\n", 32<<10)
 	var port, stdout, stderr bytes.Buffer
-	r := &reporter{w: &port}
+	r := &vm.Reporter{W: &port}
 	for _, err := range []error{
-		r.send(reportStarted, nil),
-		r.copy(reportStdout, strings.NewReader(long)),
-		r.copy(reportStderr, strings.NewReader("wrong\n")),
-		r.send(reportFile, append([]byte{0, 0, 1, 0x80}, path...)), // 0600
-		r.copy(reportData, strings.NewReader(long)),
-		r.send(reportExit, exitData(3, 9)),
+		r.Send(vm.ReportStarted, nil),
+		r.Copy(vm.ReportStdout, strings.NewReader(long)),
+		r.Copy(vm.ReportStderr, strings.NewReader("wrong\n")),
+		r.Send(vm.ReportFile, append([]byte{0, 0, 1, 0x80}, path...)), // 0600
+		r.Copy(vm.ReportData, strings.NewReader(long)),
+		r.Send(vm.ReportExit, vm.ExitData(3, 9)),
 	} {
 		if err != nil {
 			t.Fatal(err)
@@ -50,45 +51,30 @@ func TestReportIsReadAsItWasSent(t *testing.T) {
 func TestReportWithFaultsIsRefused(t *testing.T) {
 	message := func(kind byte, data string) string {
 		var b bytes.Buffer
-		r := &reporter{w: &b}
-		if err := r.send(kind, []byte(data)); err != nil {
+		r := &vm.Reporter{W: &b}
+		if err := r.Send(kind, []byte(data)); err != nil {
 			t.Fatal(err)
 		}
 		return b.String()
 	}
 	for name, tt := range map[string]struct{ port, want string }{
 		"nothing":           {"", errSilent.Error()},
-		"output and an end": {message(reportStdout, "x"), errSilent.Error()},
+		"output and an end": {message(vm.ReportStdout, "x"), errSilent.Error()},
 		"half a head":       {"o\x00", io.ErrUnexpectedEOF.Error()},
 		"half a message":    {"o\x00\x00\x00\x09x", io.ErrUnexpectedEOF.Error()},
 		"too much":          {"o\xff\xff\xff\xff", "message of 4294967295 bytes"},
 		"unknown kind":      {message('?', ""), `kind '?'`},
-		"short exit":        {message(reportExit, "x"), "exit of 1 bytes"},
-		"data of no file":   {message(reportData, "x"), "invalid argument"},
-		"file not asked":    {message(reportFile, "\x00\x00\x00\x00/b"), "was not asked for"},
-		"file by detour":    {message(reportFile, "\x00\x00\x00\x00/a/../b"), "was not asked for"},
-		"file without name": {message(reportFile, "x"), "without a name"},
-		"failure":           {message(reportFailure, "no root"), "no root"},
+		"short exit":        {message(vm.ReportExit, "x"), "exit of 1 bytes"},
+		"data of no file":   {message(vm.ReportData, "x"), "invalid argument"},
+		"file not asked":    {message(vm.ReportFile, "\x00\x00\x00\x00/b"), "was not asked for"},
+		"file by detour":    {message(vm.ReportFile, "\x00\x00\x00\x00/a/../b"), "was not asked for"},
+		"file without name": {message(vm.ReportFile, "x"), "without a name"},
+		"failure":           {message(vm.ReportFailure, "no root"), "no root"},
 	} {
 		m := machine{stdout: io.Discard, stderr: io.Discard, job: job{Fetch: []string{"/a"}}}
 		_, err := m.follow(strings.NewReader(tt.port), time.Now())
 		if err == nil || !strings.Contains(err.Error(), tt.want) {
 			t.Errorf("%s: error is %v, want %q", name, err, tt.want)
 		}
-	}
-}
-
-func TestTailKeepsTheEnd(t *testing.T) {
-	c := &tail{limit: 10}
-	for range 5 {
-		if n, err := c.Write([]byte("abc\r\n")); n != 5 || err != nil {
-			t.Fatal(n, err)
-		}
-	}
-	if got, want := c.String(), "abc\nabc"; got != want {
-		t.Errorf("tail is %q, want %q", got, want)
-	}
-	if _, err := imagePayload([]byte("MZ")); err == nil || errors.Is(err, io.EOF) {
-		t.Errorf("payload of no image: %v", err)
 	}
 }

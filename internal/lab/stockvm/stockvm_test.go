@@ -16,6 +16,8 @@ import (
 	"syscall"
 	"testing"
 	"time"
+
+	"github.com/sisod/sisod/internal/lab/vm"
 )
 
 // folder is where program is, for TestMain to remove.
@@ -71,7 +73,7 @@ func TestStockKernelHasWhatTestsExpect(t *testing.T) {
 		"ip": "iproute2", "ping": "iputils-ping", "nft": "nftables", "ipvsadm": "ipvsadm",
 		"curl": "curl", "tcpdump": "tcpdump", "keepalived": "keepalived",
 	} {
-		if _, err := find(name); err != nil {
+		if _, err := vm.Find(name); err != nil {
 			t.Errorf("%v: apt-get install %s", err, pkg)
 		}
 	}
@@ -188,7 +190,7 @@ func TestQemuDiesWithStockvm(t *testing.T) {
 			if err := cmd.Start(); err != nil {
 				t.Fatal(err)
 			}
-			vm := child(t, cmd.Process.Pid, qemu)
+			machine := child(t, cmd.Process.Pid, vm.Qemu)
 			if err := cmd.Process.Signal(s); err != nil {
 				t.Error(err)
 			}
@@ -198,7 +200,7 @@ func TestQemuDiesWithStockvm(t *testing.T) {
 					t.Errorf("exit code %d, want %d", code, 128+int(s))
 				}
 			}
-			ends(t, vm)
+			ends(t, machine)
 		})
 	}
 }
@@ -209,13 +211,13 @@ func TestStockvmDiesWithItsParent(t *testing.T) {
 	if err := cmd.Start(); err != nil {
 		t.Fatal(err)
 	}
-	vm := child(t, cmd.Process.Pid, "stockvm")
-	machine := child(t, vm, qemu)
+	stock := child(t, cmd.Process.Pid, "stockvm")
+	machine := child(t, stock, vm.Qemu)
 	if err := cmd.Process.Kill(); err != nil {
 		t.Error(err)
 	}
 	_ = cmd.Wait() // killed
-	ends(t, vm)
+	ends(t, stock)
 	ends(t, machine)
 }
 

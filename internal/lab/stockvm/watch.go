@@ -72,9 +72,3 @@ func waitForParent(gone context.CancelCauseFunc) {
 		}
 	}
 }
-
-// diesWithUs are the attributes of a child that must not outlive the thread
-// that starts it, and that Ctrl-C on the terminal does not reach.
-func diesWithUs() *syscall.SysProcAttr {
-	return &syscall.SysProcAttr{Setpgid: true, Pdeathsig: unix.SIGKILL}
-}

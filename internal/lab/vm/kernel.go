@@ -1,4 +1,4 @@
-package main
+package vm
 
 import (
 	"context"
@@ -18,12 +18,12 @@ import (
 // kernel of its cloud flavour has no 9p.
 const metaPackage = "linux-image-amd64"
 
-// kernel is an unpacked package in the cache.
-type kernel struct {
-	root    string
-	release string // as uname -r has it
-	image   string
-	modules string // the folder of its modules
+// Kernel is an unpacked package in the cache.
+type Kernel struct {
+	Root    string
+	Release string // as uname -r has it
+	Image   string
+	Modules string // the folder of its modules
 }
 
 // currentName is the link in the cache to the folder of the kernel to use. A
@@ -31,50 +31,66 @@ type kernel struct {
 // place when it is complete.
 const currentName = "current"
 
-// findKernel returns the cache's kernel, and builds it when there is none.
-func findKernel(ctx context.Context, cache string, log io.Writer) (kernel, error) {
+// CacheFolder is the folder of kernels: dir, or without one that of the user.
+func CacheFolder(dir string) (string, error) {
+	if dir == "" {
+		user, err := os.UserCacheDir()
+		if err != nil {
+			return "", fmt.Errorf("find cache folder: %w", err)
+		}
+		dir = filepath.Join(user, "sisod", "stockvm")
+	}
+	abs, err := filepath.Abs(dir)
+	if err != nil {
+		return "", fmt.Errorf("find cache folder: %w", err)
+	}
+	return abs, nil
+}
+
+// FindKernel returns the cache's kernel, and builds it when there is none.
+func FindKernel(ctx context.Context, cache string, log io.Writer) (Kernel, error) {
 	k, err := openKernel(filepath.Join(cache, currentName))
 	if errors.Is(err, fs.ErrNotExist) {
-		return buildKernel(ctx, cache, log)
+		return BuildKernel(ctx, cache, log)
 	}
 	return k, err
 }
 
 // openKernel reads an unpacked package.
-func openKernel(root string) (kernel, error) {
+func openKernel(root string) (Kernel, error) {
 	root, err := filepath.EvalSymlinks(root)
 	if err != nil {
-		return kernel{}, fmt.Errorf("find kernel: %w", err)
+		return Kernel{}, fmt.Errorf("find kernel: %w", err)
 	}
 	images, err := filepath.Glob(filepath.Join(root, "boot", "vmlinuz-*"))
 	if err != nil || len(images) != 1 {
-		return kernel{}, fmt.Errorf("find kernel in %s: %d images in boot: remove the folder", root, len(images))
+		return Kernel{}, fmt.Errorf("find kernel in %s: %d images in boot: remove the folder", root, len(images))
 	}
-	k := kernel{root: root, image: images[0]}
-	k.release = strings.TrimPrefix(filepath.Base(k.image), "vmlinuz-")
+	k := Kernel{Root: root, Image: images[0]}
+	k.Release = strings.TrimPrefix(filepath.Base(k.Image), "vmlinuz-")
 	if plain := filepath.Join(root, plainImage); exists(plain) {
-		k.image = plain
+		k.Image = plain
 	}
-	k.modules = filepath.Join(root, "lib", "modules", k.release)
-	if _, err := os.Stat(filepath.Join(k.modules, "modules.dep")); err != nil {
-		return kernel{}, fmt.Errorf("find kernel modules: %w: remove %s", err, root)
+	k.Modules = filepath.Join(root, "lib", "modules", k.Release)
+	if _, err := os.Stat(filepath.Join(k.Modules, "modules.dep")); err != nil {
+		return Kernel{}, fmt.Errorf("find kernel modules: %w: remove %s", err, root)
 	}
 	return k, nil
 }
 
-// buildKernel brings the kernel that Debian has now into the cache, unless it
+// BuildKernel brings the kernel that Debian has now into the cache, unless it
 // is there.
-func buildKernel(ctx context.Context, cache string, log io.Writer) (kernel, error) {
+func BuildKernel(ctx context.Context, cache string, log io.Writer) (Kernel, error) {
 	if err := os.MkdirAll(cache, 0o755); err != nil {
-		return kernel{}, fmt.Errorf("make cache folder: %w", err)
+		return Kernel{}, fmt.Errorf("make cache folder: %w", err)
 	}
-	unlock, err := lock(cache, unix.LOCK_EX)
+	unlock, err := Lock(cache, unix.LOCK_EX)
 	if err != nil {
-		return kernel{}, err
+		return Kernel{}, err
 	}
 	defer unlock()
 	if err := removeParts(cache); err != nil {
-		return kernel{}, err
+		return Kernel{}, err
 	}
 
 	pkg, err := kernelPackage(ctx)
@@ -84,13 +100,13 @@ func buildKernel(ctx context.Context, cache string, log io.Writer) (kernel, erro
 			return k, nil
 		}
 		if pkg, err = updatedPackage(ctx, log); err != nil {
-			return kernel{}, err
+			return Kernel{}, err
 		}
 	}
 	if k, err := openKernel(filepath.Join(cache, pkg.folder())); err == nil {
 		return k, makeCurrent(cache, pkg.folder())
 	}
-	fmt.Fprintf(log, "stockvm: fetching %s %s into %s\n", pkg.name, pkg.version, cache)
+	fmt.Fprintf(log, "fetching %s %s into %s\n", pkg.name, pkg.version, cache)
 	err = unpack(ctx, cache, pkg)
 	var absent fetchError
 	if errors.As(err, &absent) {
@@ -100,10 +116,10 @@ func buildKernel(ctx context.Context, cache string, log io.Writer) (kernel, erro
 		}
 	}
 	if err != nil {
-		return kernel{}, err
+		return Kernel{}, err
 	}
 	if err := makeCurrent(cache, pkg.folder()); err != nil {
-		return kernel{}, err
+		return Kernel{}, err
 	}
 	return openKernel(filepath.Join(cache, pkg.folder()))
 }
@@ -118,7 +134,7 @@ var dependsOnImage = regexp.MustCompile(`(?m)^Depends:.*?\b(linux-image-[^ ,|]+)
 
 // kernelPackage asks the lists of apt.
 func kernelPackage(ctx context.Context) (debianPackage, error) {
-	out, err := runProgram(ctx, "", "apt-cache", "show", "--no-all-versions", metaPackage)
+	out, err := run(ctx, "", "apt-cache", "show", "--no-all-versions", metaPackage)
 	if err != nil {
 		return debianPackage{}, err
 	}
@@ -130,8 +146,8 @@ func kernelPackage(ctx context.Context) (debianPackage, error) {
 }
 
 func updatedPackage(ctx context.Context, log io.Writer) (debianPackage, error) {
-	fmt.Fprintln(log, "stockvm: updating the lists of apt")
-	if _, err := runProgram(ctx, "", "apt-get", "update", "-q"); err != nil {
+	fmt.Fprintln(log, "updating the lists of apt")
+	if _, err := run(ctx, "", "apt-get", "update", "-q"); err != nil {
 		return debianPackage{}, fmt.Errorf("update the lists of apt: %w", err)
 	}
 	return kernelPackage(ctx)
@@ -171,7 +187,7 @@ func unpack(ctx context.Context, cache string, pkg debianPackage) error {
 		return fmt.Errorf("fetch %s: %d packages came", pkg.name, len(debs))
 	}
 	root := filepath.Join(part, "root")
-	if _, err := runProgram(ctx, "", "dpkg-deb", "--extract", debs[0], root); err != nil {
+	if _, err := run(ctx, "", "dpkg-deb", "--extract", debs[0], root); err != nil {
 		return err
 	}
 	// Debian is moving /lib: both are where one of them is.
@@ -183,7 +199,7 @@ func unpack(ctx context.Context, cache string, pkg debianPackage) error {
 	if err != nil || len(releases) != 1 {
 		return fmt.Errorf("find modules of %s: %d folders: %v", pkg.name, len(releases), err)
 	}
-	if _, err := runProgram(ctx, "", "depmod", "--basedir", root, releases[0].Name()); err != nil {
+	if _, err := run(ctx, "", "depmod", "--basedir", root, releases[0].Name()); err != nil {
 		return err
 	}
 	if err := extractImage(ctx, root); err != nil {
@@ -211,7 +227,7 @@ func download(ctx context.Context, dir string, pkg debianPackage) error {
 		// against the signed lists all the same.
 		args = append(args, "-o", "APT::Sandbox::User=root")
 	}
-	_, err := runProgram(ctx, dir, "apt-get", append(args, pkg.name+"="+pkg.version)...)
+	_, err := run(ctx, dir, "apt-get", append(args, pkg.name+"="+pkg.version)...)
 	return err
 }
 
@@ -238,7 +254,7 @@ func makeCurrent(cache, folder string) error {
 		if filepath.Base(other) == folder {
 			continue
 		}
-		unlock, err := lock(other, unix.LOCK_EX|unix.LOCK_NB)
+		unlock, err := Lock(other, unix.LOCK_EX|unix.LOCK_NB)
 		if errors.Is(err, unix.EWOULDBLOCK) {
 			continue
 		}
@@ -256,8 +272,14 @@ func makeCurrent(cache, folder string) error {
 // metaImages are the folders of kernels.
 const metaImages = "linux-image-*_*"
 
-// lock locks a file or folder with flock(2).
-func lock(path string, how int) (unlock func(), err error) {
+// Exclusive and Shared are ways to Lock.
+const (
+	Exclusive = unix.LOCK_EX
+	Shared    = unix.LOCK_SH
+)
+
+// Lock locks a file or folder with flock(2).
+func Lock(path string, how int) (unlock func(), err error) {
 	f, err := os.Open(path)
 	if err != nil {
 		return nil, fmt.Errorf("lock: %w", err)

@@ -1,4 +1,4 @@
-package main
+package vm
 
 import (
 	"bytes"
@@ -48,7 +48,7 @@ func extractImage(ctx context.Context, root string) error {
 	if err := os.WriteFile(compressed, payload, 0o644); err != nil {
 		return fmt.Errorf("write kernel: %w", err)
 	}
-	_, err = runProgram(ctx, "", "xz", "--decompress", "--single-stream", compressed)
+	_, err = run(ctx, "", "xz", "--decompress", "--single-stream", compressed)
 	return err
 }
 
