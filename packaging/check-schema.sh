@@ -30,7 +30,7 @@ taplo "$work"/*.toml || {
 while read -r line; do
 	printf '#:schema file://%s/profiles/schema.json\n%b\n' "$PWD" "$line" >"$work/bad.toml"
 	if taplo "$work/bad.toml"; then
-		echo "the schema takes what is wrong: $line" >&2
+		printf "the schema takes what is wrong: %s\n" "$line" >&2
 		exit 1
 	elif ! grep -q 'error=schema validation failed' "$work/log"; then
 		cat "$work/log" >&2
