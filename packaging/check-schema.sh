@@ -30,21 +30,21 @@ taplo "$work"/*.toml || {
 while read -r line; do
 	printf '#:schema file://%s/profiles/schema.json\n%b\n' "$PWD" "$line" >"$work/bad.toml"
 	if taplo "$work/bad.toml"; then
-		echo "the schema takes what is wrong: $line" >&2
+		printf "the schema takes what is wrong: %s\n" "$line" >&2
 		exit 1
-	elif ! grep -q '^error:' "$work/log"; then
+	elif ! grep -q 'error=schema validation failed' "$work/log"; then
 		cat "$work/log" >&2
 		exit 1
 	fi
 done <<'END'
-[uplnk.a]\\ninterface = "em1"
-[uplink.a]\\ninterfaces = "em1"
-[uplink.a]\\ngateway = "auto"
-[uplink.a]\\ninterface = "em1"\\nrp_filter = "stric"
-[uplink.a]\\ninterface = "em1"\\ngateway = "192.168.1"
-[uplink.a]\\ninterface = "em1"\\nmtu = 12
-[rule]\\npriority = 1
-[real_server.a]\\nmode = "tunnel"\\nvip = "192.0.2.1"
-[director.a]\\nmode = "dr"\\nvip = "192.0.2.1"\\nservices = ["80"]\\nreal_servers = [{ address = "10.0.0.1" }]
-[director.a]\\nmode = "dr"\\nvip = "192.0.2.1"\\nservices = ["tcp/80"]\\npersistence = 300\\nreal_servers = [{ address = "10.0.0.1" }]
+[uplnk.a]\ninterface = "em1"
+[uplink.a]\ninterfaces = "em1"
+[uplink.a]\ngateway = "auto"
+[uplink.a]\ninterface = "em1"\nrp_filter = "stric"
+[uplink.a]\ninterface = "em1"\ngateway = "192.168.1"
+[uplink.a]\ninterface = "em1"\nmtu = 12
+[rule]\npriority = 1
+[real_server.a]\nmode = "tunnel"\nvip = "192.0.2.1"
+[director.a]\nmode = "dr"\nvip = "192.0.2.1"\nservices = ["80"]\nreal_servers = [{ address = "10.0.0.1" }]
+[director.a]\nmode = "dr"\nvip = "192.0.2.1"\nservices = ["tcp/80"]\npersistence = 300\nreal_servers = [{ address = "10.0.0.1" }]
 END
