@@ -61,7 +61,7 @@ func TestVIPsAreAnnouncedAgain(t *testing.T) {
 		}
 	}
 	writeProfile(t, h, "lvs.toml", "[director.web]\nmode = \"dr\"\nvip = [\"203.0.113.145\", \"2001:db8:9::145\"]\ninterface = \"em1\"\nservices = [\"tcp/80\"]\nreal_servers = [{ address = \"192.0.2.77\" }, { address = \"2001:db8:1::77\" }]\n")
-	started(t, h)
+	_, log := started(t, h)
 	more("a VIP that appears", 3*burst)
 
 	ip(t, router, "link", "set", "host1", "down")
@@ -75,6 +75,7 @@ func TestVIPsAreAnnouncedAgain(t *testing.T) {
 
 	// What was given back is nobody's to announce. The next VIP comes after it.
 	expect(t, h, 0, "flush")
+	says(t, log, "hold still after flush")
 	expect(t, h, 2, "apply")
 	more("applied by another process", 3*burst)
 	expect(t, h, 0, "flush")
