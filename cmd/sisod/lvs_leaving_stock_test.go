@@ -3,56 +3,12 @@
 package main
 
 import (
-	"bufio"
 	"errors"
-	"fmt"
-	"io"
-	"net"
-	"net/http"
 	"strings"
 	"testing"
-	"time"
 
 	"github.com/sisod/sisod/internal/lab"
 )
-
-// openPage is a connection to a web server that stays open.
-type openPage struct {
-	conn  net.Conn
-	lines *bufio.Reader
-}
-
-func openAPage(t *testing.T, from *lab.Host, to string) *openPage {
-	t.Helper()
-	var s openPage
-	err := from.Do(func() (err error) {
-		s.conn, err = (&net.Dialer{Timeout: patient}).DialContext(t.Context(), "tcp", to)
-		return err
-	})
-	if err != nil {
-		t.Fatal(err)
-	}
-	s.lines = bufio.NewReader(s.conn)
-	t.Cleanup(func() { s.conn.Close() })
-	return &s
-}
-
-// ask sends a request and reads its answer.
-func (s *openPage) ask() error {
-	if err := s.conn.SetDeadline(time.Now().Add(patient)); err != nil {
-		return err
-	}
-	if _, err := fmt.Fprint(s.conn, "GET / HTTP/1.1\r\nHost: vip\r\n\r\n"); err != nil {
-		return err
-	}
-	r, err := http.ReadResponse(s.lines, nil)
-	if err != nil {
-		return err
-	}
-	defer r.Body.Close()
-	_, err = io.Copy(io.Discard, r.Body)
-	return err
-}
 
 // What the connections of a director stand on, its VIP and its sysctls, goes
 // with the last of them, and not before.
@@ -65,8 +21,8 @@ func TestStockARemovedDirectorEndsWithItsConnections(t *testing.T) {
 		writeProfile(t, h, "lvs.toml", spell(l, []string{nat.director, nat.real, nat.real}[i]))
 		apply(t, h, 0)
 	}
-	open := openAPage(t, l.Client, l.VIP.At(false, nat.port).String())
-	if err := open.ask(); err != nil {
+	open, err := lodge(t, l.Client, l.ClientAddress.V4, l.VIP.At(false, nat.port))
+	if err != nil {
 		t.Fatal(err)
 	}
 	writeProfile(t, l.Director, "lvs.toml", "[uplink.service]\ninterface = \"eth0\"\n")
@@ -74,12 +30,12 @@ func TestStockARemovedDirectorEndsWithItsConnections(t *testing.T) {
 		if r := apply(t, l.Director, code); strings.Contains(r.stdout, "sysctl") {
 			t.Errorf("values changed under a connection:\n%s", r.stdout)
 		}
-		if err := open.ask(); err != nil {
+		if err := open.ask(t); err != nil {
 			t.Fatalf("the connection was lost: %v\n%s", err, run(t, l.Director, "ipvsadm", "-Ln"))
 		}
 	}
-	contains(t, sisod(t, l.Director, "status").stdout, "was removed and drains: 1 active connections")
-	open.conn.Close()
+	contains(t, sisod(t, l.Director, "status").stdout, "was removed and drains: it goes with its last connection")
+	open.Close()
 	wait(t, func() error {
 		sisod(t, l.Director, "apply")
 		if left := run(t, l.Director, "ipvsadm", "-Sn"); left != "" {

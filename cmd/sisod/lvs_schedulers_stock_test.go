@@ -170,7 +170,7 @@ func TestStockThresholdsAndTimeoutsAreInForce(t *testing.T) {
 		t.Errorf("upper was raised: %v", err)
 	}
 	for i := range open {
-		if err := open[i].ask(); err != nil {
+		if err := open[i].ask(t); err != nil {
 			t.Errorf("connection %d after the change: %v", i, err)
 		}
 	}

@@ -3,62 +3,42 @@
 package main
 
 import (
-	"bufio"
 	"fmt"
 	"io"
 	"net"
-	"net/http"
 	"net/netip"
 	"slices"
-	"strings"
 	"testing"
 	"time"
 
 	"github.com/sisod/sisod/internal/lab"
 )
 
-// stay is a connection to a Web that stays open after its first page.
+// stay is a visit that goes on after its first page.
 type stay struct {
+	*lab.Visit
 	server string
-	conn   net.Conn
 }
 
 // lodge opens a connection from an address of a host's and asks for a page.
 func lodge(t *testing.T, from *lab.Host, own netip.Addr, to netip.AddrPort) (stay, error) {
 	t.Helper()
-	var v stay
-	err := from.Do(func() (err error) {
-		d := net.Dialer{LocalAddr: net.TCPAddrFromAddrPort(netip.AddrPortFrom(own, 0)), Timeout: patient}
-		d.SetMultipathTCP(false)
-		v.conn, err = d.DialContext(t.Context(), "tcp", to.String())
-		return err
-	})
+	visit, err := from.VisitFrom(t.Context(), own, to, patient)
 	if err != nil {
-		return v, err
+		return stay{}, err
 	}
-	t.Cleanup(func() { v.conn.Close() })
-	return v, v.ask()
+	t.Cleanup(func() { visit.Close() })
+	v := stay{Visit: visit}
+	return v, v.ask(t)
 }
 
 // ask asks for a page on the same connection.
-func (v *stay) ask() error {
-	if err := v.conn.SetDeadline(time.Now().Add(patient)); err != nil {
-		return err
+func (v *stay) ask(t *testing.T) error {
+	page, err := v.Fetch(t.Context(), 0, patient)
+	if err == nil {
+		v.server = page.Server
 	}
-	if _, err := io.WriteString(v.conn, "POST / HTTP/1.1\r\nHost: vip\r\nContent-Length: 0\r\n\r\n"); err != nil {
-		return err
-	}
-	response, err := http.ReadResponse(bufio.NewReader(v.conn), nil)
-	if err != nil {
-		return err
-	}
-	defer response.Body.Close()
-	page, err := io.ReadAll(response.Body)
-	if err != nil {
-		return err
-	}
-	v.server, _, _ = strings.Cut(string(page), " ")
-	return nil
+	return err
 }
 
 // servers visits ports of a VIP in turn, and says who served each.

@@ -60,7 +60,7 @@ func TestStockConnectionsOutliveTheirDirector(t *testing.T) {
 	patiently(t, func() error {
 		known := run(t, second, "ipvsadm", "-Lnc")
 		for _, v := range open {
-			if from := v.conn.LocalAddr().String(); !strings.Contains(known, from) {
+			if from := v.Local.String(); !strings.Contains(known, from) {
 				return fmt.Errorf("the second director does not know the connection from %s:\n%s", from, known)
 			}
 		}
@@ -80,8 +80,8 @@ func TestStockConnectionsOutliveTheirDirector(t *testing.T) {
 	}
 	for i := range open {
 		was := open[i].server
-		if err := open[i].ask(); err != nil || open[i].server != was {
-			t.Errorf("connection %s to %s after the move: %s %v", open[i].conn.LocalAddr(), was, open[i].server, err)
+		if err := open[i].ask(t); err != nil || open[i].server != was {
+			t.Errorf("connection %s to %s after the move: %s %v", open[i].Local, was, open[i].server, err)
 		}
 	}
 	for _, v6 := range []bool{false, true} {

@@ -27,9 +27,18 @@ type Visit struct {
 // Visit connects to a Web; the caller closes the visit. Without an answer before
 // timeout the error is ErrNoReply.
 func (h *Host) Visit(ctx context.Context, to netip.AddrPort, timeout time.Duration) (*Visit, error) {
+	return h.VisitFrom(ctx, netip.Addr{}, to, timeout)
+}
+
+// VisitFrom is Visit from one of the host's addresses; the zero Addr lets the
+// kernel choose.
+func (h *Host) VisitFrom(ctx context.Context, own netip.Addr, to netip.AddrPort, timeout time.Duration) (*Visit, error) {
 	var conn net.Conn
 	err := inTime(ctx, timeout, func(ctx context.Context) error {
 		d := net.Dialer{}
+		if own.IsValid() {
+			d.LocalAddr = net.TCPAddrFromAddrPort(netip.AddrPortFrom(own, 0))
+		}
 		d.SetMultipathTCP(false)
 		return h.Do(func() (err error) {
 			conn, err = d.DialContext(ctx, "tcp", to.String())
