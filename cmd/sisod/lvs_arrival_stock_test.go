@@ -85,7 +85,7 @@ func TestStockInterfacesThatArriveAreServed(t *testing.T) {
 			services = ["tcp/80"]`, "no interface has a network around the director 10.78.0.20", l.RealServers[1],
 			func(_ *testing.T, h *lab.Host) { late(h, "late", "10.78.0.7/24", "10.78.0.20/24") },
 			func(t *testing.T, h *lab.Host) {
-				shows(t, h, "route show table rs-web", "default via 10.78.0.20 dev late")
+				shows(t, h, "route show table all", "default via 10.78.0.20 dev late table rs-web")
 				shows(t, h, "rule", "from 10.78.0.7 ipproto tcp sport 80 lookup rs-web")
 			}},
 	} {
