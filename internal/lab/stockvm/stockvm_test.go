@@ -127,14 +127,17 @@ func TestGoTestRunsOnTheStockKernel(t *testing.T) {
 }
 
 func TestPanicOfTheGuestIsReported(t *testing.T) {
-	out, err := stockvm(t, "run", "sh", "-c", "echo before; echo c >/proc/sysrq-trigger").CombinedOutput()
-	if code := exitCode(t, err); code != exitOwn {
+	code, said, stderr := onceReady(t, "echo c >/proc/sysrq-trigger")
+	if code != exitOwn {
 		t.Errorf("exit code %d, want %d", code, exitOwn)
 	}
-	for _, want := range []string{"before\n", errSilent.Error(), "Kernel panic - not syncing: sysrq triggered crash"} {
-		if !strings.Contains(string(out), want) {
-			t.Errorf("%q is not in the output:\n%s", want, out)
+	for _, want := range []string{errSilent.Error(), "Kernel panic - not syncing: sysrq triggered crash"} {
+		if !strings.Contains(stderr, want) {
+			t.Errorf("%q is not in the output:\n%s", want, stderr)
 		}
+	}
+	if said != "ready\n" {
+		t.Errorf("before it the program said %q", said)
 	}
 }
 
@@ -149,28 +152,38 @@ func TestMissingModuleIsReported(t *testing.T) {
 }
 
 func TestSignalsReachTheProgram(t *testing.T) {
-	cmd := stockvm(t, "run", "sh", "-c", `trap 'kill -KILL $$' QUIT; echo ready; while :; do sleep 0.1; done`)
+	code, _, stderr := onceReady(t, "kill -KILL $$")
+	if code != 128+int(syscall.SIGKILL) {
+		t.Errorf("exit code %d, want %d", code, 128+int(syscall.SIGKILL))
+	}
+	if !strings.Contains(stderr, "SIGKILL") {
+		t.Errorf("standard error is %q", stderr)
+	}
+}
+
+// onceReady sends SIGQUIT to a program that has said that it is ready, and then
+// does what is to be done.
+func onceReady(t *testing.T, do string) (code int, said, stderr string) {
+	t.Helper()
+	cmd := stockvm(t, "run", "sh", "-c", `trap '`+do+`' QUIT; echo ready; while :; do sleep 0.1; done`)
 	stdout, err := cmd.StdoutPipe()
 	if err != nil {
 		t.Fatal(err)
 	}
-	var stderr bytes.Buffer
-	cmd.Stderr = &stderr
+	var errors bytes.Buffer
+	cmd.Stderr = &errors
 	if err := cmd.Start(); err != nil {
 		t.Fatal(err)
 	}
-	if _, err := stdout.Read(make([]byte, 16)); err != nil {
+	line := make([]byte, 16)
+	n, err := stdout.Read(line)
+	if err != nil {
 		t.Errorf("read: %v", err)
 	}
 	if err := cmd.Process.Signal(syscall.SIGQUIT); err != nil {
 		t.Error(err)
 	}
-	if code := exitCode(t, cmd.Wait()); code != 128+int(syscall.SIGKILL) {
-		t.Errorf("exit code %d, want %d", code, 128+int(syscall.SIGKILL))
-	}
-	if !strings.Contains(stderr.String(), "SIGKILL") {
-		t.Errorf("standard error is %q", &stderr)
-	}
+	return exitCode(t, cmd.Wait()), string(line[:n]), errors.String()
 }
 
 func TestTimeoutIsReported(t *testing.T) {
