@@ -37,6 +37,7 @@ if [ "${1:-}" = package ]; then
 	need rpmlint rpmlint
 	need mandoc mandoc
 	need rpm rpm
+	need cpio cpio
 fi
 [ -n "$missing" ] || exit 0
 
