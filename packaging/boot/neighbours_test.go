@@ -35,10 +35,10 @@ func absences(t *testing.T, log string) []absence {
 	t.Helper()
 	var list []*absence
 	since := map[*absence]time.Time{}
-	goneAddress := map[string]bool{}
+	went := map[string]bool{} // addresses; sisod may learn of it when they are back
 	for _, e := range parseLog(t, log) {
 		if m := addressPattern.FindStringSubmatch(e.text); m != nil {
-			goneAddress[m[2]] = m[1] != ""
+			went[m[2]] = went[m[2]] || m[1] != ""
 			for _, a := range list {
 				if !a.back && strings.Contains(a.rule, "from "+m[2]+" ") {
 					a.withAddress = a.withAddress || m[1] != ""
@@ -53,7 +53,7 @@ func absences(t *testing.T, log string) []absence {
 		if rule, deleted := strings.CutPrefix(e.text, "Deleted "); deleted {
 			_, from, _ := strings.Cut(rule, "from ")
 			from, _, _ = strings.Cut(from, " ")
-			a := &absence{rule: rule, withAddress: goneAddress[from]}
+			a := &absence{rule: rule, withAddress: went[from]}
 			since[a], list = e.at, append(list, a)
 			continue
 		}
