@@ -180,7 +180,7 @@ func fill(ctx context.Context, root string, k vm.Kernel) error {
 	for _, do := range [][]string{
 		{"enable", "boot-guest.service", "world.service", "early-rules.service", "witness.service", "systemd-networkd.service", "systemd-networkd-wait-online.service"},
 		{"disable", "NetworkManager.service", "NetworkManager-wait-online.service", "networking.service", "keepalived.service"},
-		{"mask", "getty.target", "serial-getty@ttyS0.service", "apt-daily.timer", "apt-daily-upgrade.timer", "dpkg-db-backup.timer", "systemd-pstore.service"},
+		{"mask", "getty.target", "serial-getty@ttyS0.service", "apt-daily.timer", "apt-daily-upgrade.timer", "dpkg-db-backup.timer", "systemd-pstore.service", "e2scrub_reap.service", "e2scrub_all.timer"},
 	} {
 		if err := program(ctx, "systemctl", append([]string{"--root=" + root, "-q"}, do...)...); err != nil {
 			return err

@@ -40,11 +40,12 @@ var pingSequence = regexp.MustCompile(`icmp_seq=(\d+)`)
 // requests and pings were not.
 func (s stream) end(t *testing.T) (answered, lost, lostPings int) {
 	t.Helper()
-	s.m.run(t, "systemctl stop requests pings web")
+	s.m.run(t, "systemctl stop requests; systemctl stop pings web")
 	for line := range strings.Lines(s.m.run(t, "cat /run/requests")) {
 		if strings.TrimSpace(line) == "200" {
 			answered++
 		} else {
+			t.Logf("request %d ended with %s", answered+lost+1, line)
 			lost++
 		}
 	}
