@@ -119,8 +119,12 @@ func (b *builder) room(c *Config) {
 			continue
 		}
 		if following++; following > marks {
-			b.uplinks[i].Forward.at.badKey(fmt.Sprintf("mark_mask %#08x has marks for %s with forward, and this is one more", b.settings.MarkMask, plural(int(marks), "uplink", "uplinks")),
-				"set more bits in mark_mask of sisod.toml")
+			key := b.uplinks[i].Forward.at
+			if !u.Forward {
+				key = b.uplinks[i].Masquerade.at
+			}
+			key.badKey(fmt.Sprintf("mark_mask %#08x has marks for %s with forward or masquerade, and this is one more", b.settings.MarkMask, plural(int(marks), "uplink", "uplinks")),
+				"set more bits in mark_mask of sisod.toml: two are room for 1 uplink, three for 3, four for 7")
 			return
 		}
 	}

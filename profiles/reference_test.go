@@ -173,7 +173,7 @@ func TestSettingsReferenceShowsTheDefaults(t *testing.T) {
 
 func TestExamplesLoad(t *testing.T) {
 	examples := map[string]struct{ uplinks, realServers, directors int }{
-		"two-providers": {uplinks: 2}, "management-and-service": {uplinks: 2}, "cloud-two-nics": {uplinks: 2},
+		"two-providers": {uplinks: 2}, "router-two-providers": {uplinks: 2}, "management-and-service": {uplinks: 2}, "cloud-two-nics": {uplinks: 2},
 		"vpn-point-to-point": {uplinks: 2}, "ipv6-by-ra": {uplinks: 2},
 		"real-server-tun": {uplinks: 1, realServers: 1}, "real-server-dr": {realServers: 1}, "real-server-nat": {realServers: 1},
 		"director-tun": {uplinks: 1, directors: 1}, "director-dr": {directors: 1}, "director-nat": {uplinks: 1, directors: 1},

@@ -234,7 +234,7 @@ func RPFilterPath(link string) string { return "net/ipv4/conf/" + link + "/rp_fi
 func Sysctls(c *profiles.Config) []string {
 	paths := []string{RPFilterPath("all")}
 	for _, u := range c.Uplinks {
-		if u.RPFilter != "" || u.Forward {
+		if u.RPFilter != "" || u.Forward || u.Masquerade {
 			paths = append(paths, RPFilterPath(u.Interface))
 		}
 		if u.Masquerade && !slices.Contains(paths, ipForward) {

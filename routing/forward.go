@@ -17,7 +17,7 @@ const (
 type follower struct {
 	*profiles.Uplink
 	mark  state.Mark
-	exits []*Exit
+	exits []*Exit // in which there is a way out, or was
 }
 
 // followers gives the uplinks with `forward` or `masquerade` their marks. One
@@ -40,12 +40,14 @@ func (b *builder) followers() []follower {
 			continue
 		}
 		f := follower{Uplink: u}
+		out := false
 		for _, e := range b.exits {
-			if e.Uplink == u.Name && e.Out {
+			if e.Uplink == u.Name && e.Active {
 				f.exits = append(f.exits, e)
+				out = out || e.Out
 			}
 		}
-		if len(f.exits) == 0 {
+		if !out {
 			continue
 		}
 		f.mark = b.mark("uplink "+u.Name, mask, taken)
@@ -74,10 +76,11 @@ func (b *builder) mark(owner string, mask uint32, taken map[uint32]bool) state.M
 
 // forward makes replies of connections that came in by an uplink leave by it,
 // whoever sends them: hosts behind, containers, IPVS, local sockets that were
-// asked at another uplink's address.
+// asked at another uplink's address. It masquerades what goes out.
 //
 // A connection carries the mark of the uplink that its requests come in by, and
-// its replies get it. Requests get it too where the reverse-path filter is
+// its replies get it; one that was masqueraded carries that of the uplink that it
+// went out by, and its requests get it. Requests get it too where the reverse-path filter is
 // strict: the kernel then looks up the way back to the client with the packet's
 // own mark, and with the interface that the packet is about to leave by in place
 // of the one it came by (net/ipv4/fib_frontend.c, __fib_validate_source).
@@ -88,22 +91,28 @@ func (b *builder) forward() {
 	}
 	mask := b.config.Settings.MarkMask
 	carries := func(m uint32) state.NFMark { return state.NFMark{Connection: true, Mask: mask, Value: m} }
-	var ingress, replies, filtered []state.NFRule
+	requests, replies := state.NFDirection{}, state.NFDirection{Reply: true}
+	var known, marked, filtered []state.NFRule
 	for _, f := range list {
-		by := state.NFInterface{Name: f.Interface}
+		by, out := state.NFInterface{Name: f.Interface}, state.NFInterface{Out: true, Name: f.Interface}
 		elsewhere := state.NFInterface{Out: true, Not: true, Name: f.Interface}
-		own, outgoing := f.mark.Value(), f.mark.Outgoing()
+		own, outgoing, mark := f.mark.Value(), f.mark.Outgoing(), state.NFSetMark{Mask: mask, Value: f.mark.Value()}
+		add := func(rules *[]state.NFRule, r ...state.NFStatement) { *rules = append(*rules, b.Ask(f.Pos.Short(), r)) }
+		strict := b.strict(f.Uplink)
+		if strict {
+			b.sysctl(state.Sysctl{Path: "net/ipv4/conf/" + f.Interface + "/src_valid_mark", Value: "1"}, f.Pos)
+		}
+		b.forwardRules(f)
+		// Masquerading needs it too: what came in by one uplink and goes out by another
+		// is nobody's LAN.
+		add(&known, by, requests, state.NFMark{Connection: true, Not: true, Mask: mask, Value: own}, state.NFSetMark{Connection: true, Mask: mask, Value: own})
 		if f.Forward {
-			b.forwardRules(f)
-			ingress = append(ingress, state.NFRule{by, state.NFDirection{}, state.NFMark{Connection: true, Not: true, Mask: mask, Value: own},
-				state.NFSetMark{Connection: true, Mask: mask, Value: own}})
-			replies = append(replies, state.NFRule{state.NFDirection{Reply: true}, carries(own), state.NFSetMark{Mask: mask, Value: own}})
-			if b.strict(f.Uplink) {
-				filtered = append(filtered, state.NFRule{state.NFFamily{Family: state.IPv4}, by, state.NFDirection{}, carries(own), state.NFSetMark{Mask: mask, Value: own}})
-				b.sysctl(state.Sysctl{Path: "net/ipv4/conf/" + f.Interface + "/src_valid_mark", Value: "1"}, f.Pos)
+			add(&marked, replies, carries(own), mark)
+			if strict {
+				add(&filtered, state.NFFamily{Family: state.IPv4}, by, requests, carries(own), mark)
 			}
 			for _, e := range f.exits {
-				if !e.src.IsValid() {
+				if !e.Out || !e.src.IsValid() {
 					continue
 				}
 				protocol := uint8(protocolICMP)
@@ -111,19 +120,23 @@ func (b *builder) forward() {
 					protocol = protocolICMPv6
 				}
 				// The kernel chose the source for the way that the error would have taken.
-				b.packets.Sent = append(b.packets.Sent, state.NFRule{state.NFTransport{Protocol: protocol}, state.NFRelated{}, state.NFDirection{Reply: true},
-					carries(own), elsewhere, state.NFSetSource{Addr: e.src}})
+				add(&b.packets.Sent, state.NFTransport{Protocol: protocol}, state.NFRelated{}, replies, carries(own), elsewhere, state.NFSetSource{Addr: e.src})
 			}
-			b.packets.Sent = append(b.packets.Sent, state.NFRule{state.NFDirection{Reply: true}, carries(own), elsewhere, state.NFSetMark{Mask: mask, Value: own}})
+			add(&b.packets.Sent, replies, carries(own), elsewhere, mark)
 		}
 		if f.Masquerade {
-			out := state.NFInterface{Out: true, Name: f.Interface}
-			b.packets.Outgoing = append(b.packets.Outgoing, state.NFRule{out, state.NFDirection{}, state.NFForeignSource{}, carries(0), state.NFSetMark{Connection: true, Mask: mask, Value: outgoing}})
-			b.packets.Translate = append(b.packets.Translate, state.NFRule{out, carries(outgoing), state.NFMasquerade{}})
+			// A connection has the uplink's address, and no other uplink is of use to it
+			// (the kernel ends it there, net/netfilter/nf_nat_core.c, nf_nat_oif_changed).
+			add(&marked, requests, carries(outgoing), mark)
+			if strict {
+				add(&filtered, state.NFFamily{Family: state.IPv4}, by, replies, carries(outgoing), mark)
+			}
+			add(&b.packets.Outgoing, out, requests, state.NFForeignSource{}, carries(0), state.NFSetMark{Connection: true, Mask: mask, Value: outgoing})
+			add(&b.packets.Translate, out, carries(outgoing), state.NFMasquerade{})
 			b.masquerades(f)
 		}
 	}
-	b.packets.Incoming = append(b.packets.Incoming, slices.Concat(ingress, replies, filtered)...)
+	b.packets.Incoming = append(b.packets.Incoming, slices.Concat(known, marked, filtered)...)
 }
 
 // marked clears sisod's bits where a packet has arrived: nobody looks at them
@@ -131,13 +144,16 @@ func (b *builder) forward() {
 func (b *builder) marked() {
 	mask := b.config.Settings.MarkMask
 	if len(b.packets.Incoming) > 0 {
-		b.packets.Delivered = append(b.packets.Delivered, state.NFRule{state.NFMark{Not: true, Mask: mask}, state.NFSetMark{Mask: mask}})
+		// Whoever asked for the first mark has asked for this too.
+		origin := b.Origins[state.NFRuleText(b.packets.Incoming[0].String())]
+		b.packets.Delivered = append(b.packets.Delivered, b.Ask(origin, state.NFRule{state.NFMark{Not: true, Mask: mask}, state.NFSetMark{Mask: mask}}))
 	}
 }
 
 // forwardRules leads packets by their marks. What came in by the uplink may be
 // for a host on another uplink's network, which main knows; and for a reply that
-// came from such a host the reverse-path filter asks the same question.
+// came from such a host the reverse-path filter asks the same question. Where one
+// family's way out is gone, replies meet the guard, and no other uplink.
 func (b *builder) forwardRules(f follower) {
 	for _, e := range f.exits {
 		between := b.row(e.Family, state.RowBetween, state.TableMain).WithoutDefaults()
@@ -151,7 +167,7 @@ func (b *builder) forwardRules(f follower) {
 
 // masquerades says why nothing would be translated.
 func (b *builder) masquerades(f follower) {
-	if b.facts.Sysctls[ipForward] == "0" && slices.ContainsFunc(f.exits, func(e *Exit) bool { return e.Family == state.IPv4 }) {
+	if b.facts.Sysctls[ipForward] == "0" && slices.ContainsFunc(f.exits, func(e *Exit) bool { return e.Family == state.IPv4 && e.Out }) {
 		b.problem("uplink "+f.Name, f.Pos, "masquerade is for a LAN behind this host, and net.ipv4.ip_forward is 0: the host forwards nothing; set it in /etc/sysctl.d")
 	}
 }

@@ -7,6 +7,7 @@ import (
 	"net/netip"
 	"path/filepath"
 	"slices"
+	"strings"
 	"testing"
 
 	"github.com/sisod/sisod/internal/golden"
@@ -29,7 +30,7 @@ type model struct {
 	sysctl map[string]string
 	routes map[routeSlot]state.Route
 	rules  map[state.Rule]bool
-	roles  state.State // devices, VIPs, services, destinations, up
+	roles  state.State // devices, VIPs, services, destinations, up, marks, the table of nftables
 	before state.Before
 	wanted state.Routes // of the plan under way
 }
@@ -54,6 +55,7 @@ func (m *model) observe() state.Observed {
 	o.Devices, o.VIPs, o.Up = maps.Clone(m.roles.Devices), maps.Clone(m.roles.VIPs), maps.Clone(m.roles.Up)
 	o.Timeouts, o.Before.Timeouts = m.roles.Timeouts, m.before.Timeouts
 	o.Services, o.Destinations, o.Syncs = maps.Clone(m.roles.Services), maps.Clone(m.roles.Destinations), maps.Clone(m.roles.Syncs)
+	o.Marks, o.NFTable = maps.Clone(m.roles.Marks), m.roles.NFTable
 	o.Names, o.Groups, o.Sysctls, o.Rules = maps.Clone(m.names), maps.Clone(m.groups), maps.Clone(m.sysctl), maps.Clone(m.rules)
 	for _, r := range m.routes {
 		o.Routes.Add(r.Way, r.Dst)
@@ -74,6 +76,16 @@ func (m *model) apply(s state.Step) {
 		set(m.roles.Devices, o, s.Op)
 	case state.VIP:
 		set(m.roles.VIPs, o, s.Op)
+	case state.Mark:
+		set(m.roles.Marks, o, s.Op)
+	case state.NFTable:
+		if s.Op.Removes() != (m.roles.NFTable.Text == o.Text) {
+			m.t.Errorf("%s of a table of nftables: there is\n%s", s.Op, m.roles.NFTable.Text)
+		}
+		m.roles.NFTable = o
+		if s.Op.Removes() {
+			m.roles.NFTable = state.NFTable{}
+		}
 	case state.Timeouts:
 		if s.Op == state.Restore {
 			m.before.Timeouts = nil
@@ -239,7 +251,12 @@ func TestEveryObjectHasAnOrigin(t *testing.T) {
 				continue // what drains is in no profile any more
 			}
 			for _, s := range state.Diff(state.Observed{State: state.New()}, m.Desired).Steps {
-				if s.Origin == "" {
+				for _, l := range s.Lines {
+					if l.Origin == "" && !strings.Contains(l.Text, ": type ") {
+						t.Errorf("%s/%s: no profile line for %s", dir, m.Name, l.Text)
+					}
+				}
+				if s.Origin == "" && s.Lines == nil {
 					t.Errorf("%s/%s: no profile line for %s", dir, m.Name, s.Object.Spell(nil))
 				}
 			}

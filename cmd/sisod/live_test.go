@@ -8,6 +8,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"regexp"
 	"strings"
 	"testing"
 
@@ -156,6 +157,9 @@ func writeProfile(t testing.TB, h *lab.Host, name, text string) {
 	writeFile(t, h, filepath.Join("profiles", name), text)
 }
 
+// bridgeTimers are the running clocks of bridges, as "ip -d link" shows them.
+var bridgeTimers = regexp.MustCompile(`\b\w+_timer +\d+\.\d+`)
+
 // snapshot is all of a host that sisod could change, as other programs see it.
 func snapshot(t testing.TB, h *lab.Host) string {
 	t.Helper()
@@ -163,7 +167,7 @@ func snapshot(t testing.TB, h *lab.Host) string {
 	for _, command := range []string{
 		"rule", "-6 rule", "route show table all", "-6 route show table all", "-d link", "address",
 	} {
-		fmt.Fprintf(&b, "# ip %s\n%s", command, ip(t, h, strings.Fields(command)...))
+		fmt.Fprintf(&b, "# ip %s\n%s", command, bridgeTimers.ReplaceAllString(ip(t, h, strings.Fields(command)...), ""))
 	}
 	err := h.Do(func() error {
 		return filepath.WalkDir("/proc/sys/net", func(path string, d fs.DirEntry, err error) error {

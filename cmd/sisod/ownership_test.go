@@ -20,6 +20,7 @@ func addTwins(t *testing.T, h *lab.Host) (rules, routes int) {
 		// The names of the tables are not there yet.
 		command = strings.NewReplacer("isp1", "11500", "isp2", "11501", "protocol 115", "protocol static").Replace(command)
 		switch {
+		case !strings.HasPrefix(command, "ip "):
 		case strings.Contains(command, " rule "):
 			rules++
 			script.WriteString(command)
@@ -47,14 +48,30 @@ func static(text string) string {
 	return b.String()
 }
 
+// strangers are rulesets of other people: tables with sisod's name in other
+// families, chains with sisod's names and priorities, the marks of kube-proxy,
+// Tailscale and mwan3, and one with sisod's own bits.
+const strangers = `table ip sisod {
+	chain incoming { type filter hook prerouting priority mangle; policy accept; meta mark set ct mark; }
+}
+table inet sisod-kept {
+	set blocked { type ipv4_addr; flags interval; elements = { 203.0.113.0/24 }; }
+	chain incoming { type filter hook prerouting priority mangle; ip saddr @blocked counter drop; }
+	chain kube { type nat hook postrouting priority srcnat; meta mark & 0x4000 == 0x4000 meta mark set mark ^ 0x4000 masquerade; }
+	chain tailscale { type filter hook forward priority filter; iifname "ts0" meta mark set meta mark & 0xff00ffff | 0x00040000; }
+	chain mwan3 { type route hook output priority mangle; ct mark set meta mark & 0x3f00; }
+}
+table netdev sisod { chain c { type filter hook ingress device "em1" priority 0; policy accept; }; }
+`
+
 // TestForeignObjectsSurviveAThousandCycles applies and flushes a thousand times
 // on a host that is full of other people's objects.
 func TestForeignObjectsSurviveAThousandCycles(t *testing.T) {
 	t.Parallel()
 	const cycles = 1000
 	h, _ := smallHost(t)
-	writeProfile(t, h, "isp.toml", smallProfile)
-	if rules, routes := addTwins(t, h); rules < 10 || routes < 8 {
+	writeProfile(t, h, "isp.toml", smallProfile+"forward = true\nmasquerade = true\n")
+	if rules, routes := addTwins(t, h); rules < 14 || routes < 8 {
 		t.Fatalf("only %d rules and %d routes have twins", rules, routes)
 	}
 	runInput(t, h, `
@@ -72,6 +89,7 @@ func TestForeignObjectsSurviveAThousandCycles(t *testing.T) {
 		echo 2 > /proc/sys/net/ipv4/conf/lo/rp_filter
 		echo 1 > /proc/sys/net/ipv4/conf/em2/ignore_routes_with_linkdown
 	`, "sh", "-e")
+	runInput(t, h, strangers, "nft", "-f", "-")
 	found := wholeSnapshot(t, h)
 
 	first := expect(t, h, 2, "apply")
@@ -79,6 +97,9 @@ func TestForeignObjectsSurviveAThousandCycles(t *testing.T) {
 		"problem  table isp1: a route of somebody else takes the place of sisod's: 192.0.2.0/24 dev em1 table isp1",
 		"problem  rule 11600: somebody else's rule stands in sisod's window of priorities and is left alone")
 	same(t, "other people's objects while sisod's are there", static(wholeSnapshot(t, h)), static(found))
+	own, ruleset := run(t, h, "nft", "-s", "list", "table", "inet", "sisod"), run(t, h, "nft", "-s", "list", "ruleset")
+	contains(t, own, "ct mark set", "masquerade")
+	same(t, "other people's rulesets while sisod's is there", strings.Replace(ruleset, own, "", 1), rulesetOf(found))
 	contains(t, ownRules(t, h, "-4"), "11800:	from 192.0.2.2 lookup 11500 proto 115")
 	expect(t, h, 0, "flush")
 	same(t, "the host after one cycle", wholeSnapshot(t, h), found)
@@ -92,6 +113,12 @@ func TestForeignObjectsSurviveAThousandCycles(t *testing.T) {
 			return
 		}
 	}
+}
+
+// rulesetOf is the ruleset of a wholeSnapshot.
+func rulesetOf(snapshot string) string {
+	_, text, _ := strings.Cut(snapshot, rulesetTitle)
+	return text
 }
 
 // value reads a value of an interface.

@@ -49,7 +49,7 @@ Exit code 0: nothing to do, 2: there are changes, 1: error.`,
 			return err
 		},
 	}
-	cmd.Flags().StringVarP(&format, "output", "o", "text", "text, json, or script (the ip and sysctl commands)")
+	cmd.Flags().StringVarP(&format, "output", "o", "text", "text, json, or script (the ip, nft and sysctl commands)")
 	return cmd
 }
 
@@ -71,13 +71,7 @@ func planText(w io.Writer, pal palette, pass daemon.Pass) {
 
 // stepLines spells a step, a route to a line.
 func stepLines(pal palette, s state.Step, names state.Names) []string {
-	paint := pal.good
-	switch {
-	case s.Op.Removes():
-		paint = pal.bad
-	case s.Op != state.Add:
-		paint = pal.warn
-	}
+	paint := painter(pal, s.Op)
 	var lines []string
 	for object := range strings.SplitSeq(s.Object.Spell(names), "\n") {
 		kind := s.Object.Kind().String()
@@ -90,7 +84,25 @@ func stepLines(pal palette, s state.Step, names state.Names) []string {
 		}
 		lines = append(lines, line)
 	}
+	for _, l := range s.Lines {
+		line := fmt.Sprintf("  %s %s", painter(pal, l.Op)(l.Op.Sign()), l.Text)
+		if l.Origin != "" {
+			line += pal.dim("   # " + l.Origin)
+		}
+		lines = append(lines, line)
+	}
 	return lines
+}
+
+// painter is the colour of an operation.
+func painter(pal palette, op state.Op) func(string) string {
+	switch {
+	case op.Removes():
+		return pal.bad
+	case op != state.Add:
+		return pal.warn
+	}
+	return pal.good
 }
 
 // familyOf is the address family of a route set or rule, 0 of anything else.
@@ -124,12 +136,18 @@ func planScript(w io.Writer, pass daemon.Pass) {
 const planVersion = 1
 
 func planJSON(w io.Writer, pass daemon.Pass) error {
+	type line struct {
+		Op      string `json:"op"`
+		Text    string `json:"text"`
+		Profile string `json:"profile,omitempty"`
+	}
 	type step struct {
 		Op       string   `json:"op"`
 		Kind     string   `json:"kind"`
 		Family   string   `json:"family,omitempty"`
 		Object   string   `json:"object"`
 		Profile  string   `json:"profile,omitempty"`
+		Lines    []line   `json:"lines,omitempty"` // of an nft table: the rules that come and go
 		Commands []string `json:"commands"`
 	}
 	doc := struct {
@@ -141,9 +159,13 @@ func planJSON(w io.Writer, pass daemon.Pass) error {
 		doc.Problems = []state.Problem{}
 	}
 	for _, s := range pass.Plan.Steps {
+		var lines []line
+		for _, l := range s.Lines {
+			lines = append(lines, line{l.Op.String(), l.Text, l.Origin})
+		}
 		doc.Steps = append(doc.Steps, step{
 			Op: s.Op.String(), Kind: s.Object.Kind().String(), Family: familyName(s.Object), Object: s.Object.Spell(pass.Plan.Names),
-			Profile: s.Origin, Commands: s.Object.Commands(s.Op, pass.Plan.Names),
+			Profile: s.Origin, Lines: lines, Commands: s.Object.Commands(s.Op, pass.Plan.Names),
 		})
 	}
 	e := json.NewEncoder(w)

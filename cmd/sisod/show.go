@@ -5,6 +5,7 @@ import (
 	"io"
 	"net/netip"
 	"os"
+	"strings"
 	"text/tabwriter"
 
 	"github.com/spf13/cobra"
@@ -88,6 +89,12 @@ func show(w io.Writer, pal palette, pass daemon.Pass, all bool) error {
 			line("-A "+o.String(), s.Origin)
 		case state.Destination:
 			line("-a "+o.String(), s.Origin)
+		case state.NFTable:
+			for text := range strings.Lines(o.Text) {
+				rule := state.NFRuleText(strings.TrimSpace(text))
+				// Cells begin behind tabs.
+				line(strings.ReplaceAll(strings.TrimSuffix(text, "\n"), "\t", "  "), pass.Desired.Origins[rule])
+			}
 		default:
 			line(o.Kind().String()+" "+o.Spell(plan.Names), s.Origin)
 		}

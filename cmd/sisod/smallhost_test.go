@@ -55,10 +55,13 @@ func names(t testing.TB, h *lab.Host) string {
 	return run(t, h, "sh", "-c", "ls -lR --time-style=+ /etc/iproute2; for f in /etc/iproute2/rt_tables /etc/iproute2/rt_tables.d/*; do echo \"== $f\"; cat \"$f\" 2>/dev/null; done; true")
 }
 
-// wholeSnapshot is snapshot and the files of iproute2.
+// rulesetTitle stands before the ruleset in a wholeSnapshot.
+const rulesetTitle = "# nft list ruleset\n"
+
+// wholeSnapshot is snapshot, the files of iproute2, and the ruleset of nftables.
 func wholeSnapshot(t *testing.T, h *lab.Host) string {
 	t.Helper()
-	return snapshot(t, h) + names(t, h)
+	return snapshot(t, h) + names(t, h) + rulesetTitle + run(t, h, "nft", "-s", "list", "ruleset")
 }
 
 // same fails the test with the lines that differ.

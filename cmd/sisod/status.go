@@ -8,6 +8,7 @@ import (
 	"log/slog"
 	"net/netip"
 	"os"
+	"slices"
 	"strings"
 	"text/tabwriter"
 
@@ -90,7 +91,10 @@ type uplinkStatus struct {
 	Gateway   string       `json:"gateway,omitempty"` // an address, or "none": point-to-point
 	Source    string       `json:"gateway_source,omitempty"`
 	Addresses []netip.Addr `json:"addresses"`
-	Trouble   string       `json:"trouble,omitempty"`
+	// Forward and Masquerade are in force, not only wanted.
+	Forward    bool   `json:"forward,omitempty"`
+	Masquerade bool   `json:"masquerade,omitempty"`
+	Trouble    string `json:"trouble,omitempty"`
 }
 
 type driftStatus struct {
@@ -133,7 +137,7 @@ func (p *places) status(cmd *cobra.Command) (*status, error) {
 		return nil, err
 	}
 	for _, e := range pass.Exits {
-		st.Uplinks = append(st.Uplinks, uplinkOf(e))
+		st.Uplinks = append(st.Uplinks, uplinkOf(s.config, e, pass.Facts.NFT.Missing == ""))
 	}
 	st.Roles = roles(s.config, pass)
 	st.Problems = append(st.Problems, pass.Desired.Problems...)
@@ -147,13 +151,17 @@ func (p *places) status(cmd *cobra.Command) (*status, error) {
 	return st, nil
 }
 
-func uplinkOf(e *routing.Exit) uplinkStatus {
+// uplinkOf is an uplink in one family, on a host with nf_tables or without.
+func uplinkOf(c *profiles.Config, e *routing.Exit, tables bool) uplinkStatus {
 	u := uplinkStatus{
 		Name: e.Uplink, Interface: e.Interface, Family: e.Family.String(), Table: e.Table,
 		Addresses: e.Addresses, Trouble: e.Trouble, State: e.State(),
 	}
 	if u.Addresses == nil {
 		u.Addresses = []netip.Addr{}
+	}
+	if i := slices.IndexFunc(c.Uplinks, func(x profiles.Uplink) bool { return x.Name == e.Uplink }); i >= 0 && tables && e.Out {
+		u.Forward, u.Masquerade = c.Uplinks[i].Forward, c.Uplinks[i].Masquerade
 	}
 	if e.Out {
 		u.Gateway, u.Source = "none", e.Gateway.Source
@@ -179,7 +187,7 @@ func (st *status) text(w io.Writer, pal palette) error {
 	fmt.Fprintln(w, pal.bold("uplinks"))
 	tw := tabwriter.NewWriter(w, 0, 0, 2, ' ', 0)
 	for _, u := range st.Uplinks {
-		fmt.Fprintf(tw, "  %s\t%s\t%s\t%s\t%s\t%s\n", u.Name, u.Interface, u.Family, paintState(pal, u.State), gatewayText(u), addressText(u.Addresses))
+		fmt.Fprintf(tw, "  %s\t%s\t%s\t%s\t%s\t%s\n", u.Name, u.Interface, u.Family, paintState(pal, u.State), gatewayText(u), addressText(u.Addresses)+followText(u))
 	}
 	if err := tw.Flush(); err != nil {
 		return err
@@ -305,6 +313,20 @@ func neighbourText(pal palette, n kernel.Neighbour) string {
 	}
 	return n.Name + " " + pal.warn("deletes others' "+strings.Join(n.Deletes, " and ")) +
 		": ManageForeignRoutingPolicyRules=no and ManageForeignRoutes=no in networkd.conf(5) keep it from that"
+}
+
+// followText tells what an uplink does beyond its addresses.
+func followText(u uplinkStatus) string {
+	text := ""
+	for _, word := range []struct {
+		is   bool
+		text string
+	}{{u.Forward, "forward"}, {u.Masquerade, "masquerade"}} {
+		if word.is {
+			text += ", " + word.text
+		}
+	}
+	return text
 }
 
 // shownAddresses is how many addresses of an uplink fit on its line.

@@ -189,6 +189,8 @@ func (f *fights) isRepair(s state.Step, t trigger, links []state.Link) bool {
 		return !slices.ContainsFunc(strings.Split(o.Path, "/"), func(name string) bool { return f.replaced(links, name) })
 	case state.TableName:
 		return s.Op == state.Add && f.last.Names[o]
+	case state.NFTable:
+		return !s.Op.Removes() && f.last.NFTable.Text == o.Text
 	case state.Device:
 		return s.Op == state.Add && f.last.Devices[o]
 	case state.VIP:

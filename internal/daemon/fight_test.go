@@ -26,8 +26,14 @@ func newRing(t *testing.T) *ring {
 	r.want.Groups["em1"] = 115
 	r.want.Sysctls["net/ipv4/conf/em1/rp_filter"] = "2"
 	r.want.Names[state.TableName{Number: 100, Name: "isp1"}] = true
+	r.want.NFTable = packetTable("em1")
 	r.remember()
 	return r
+}
+
+// packetTable is a table of nftables, worked out anew as each pass does.
+func packetTable(link string) state.NFTable {
+	return state.NewNFTable([]state.NFChain{{Name: "incoming", Type: "filter", Hook: "prerouting", Rules: []state.NFRule{{state.NFInterface{Name: link}, state.NFAccept{}}}}})
 }
 
 func (r *ring) remember(missing ...state.Step) {
@@ -86,6 +92,10 @@ func TestRepairsAreCountedByWhoUndid(t *testing.T) {
 		{"other value wanted", state.Step{Op: state.Replace, Object: state.Sysctl{Path: "net/ipv4/conf/em1/rp_filter", Value: "1"}}, nil, trigger{}, false},
 		{"value given back", state.Step{Op: state.Restore, Object: state.Sysctl{Path: "net/ipv4/conf/em1/rp_filter", Value: "2"}}, nil, trigger{}, false},
 		{"name removed", name, nil, trigger{}, true},
+		{"table of nftables deleted", add(packetTable("em1")), nil, trigger{}, true},
+		{"table of nftables edited", state.Step{Op: state.Replace, Object: packetTable("em1")}, nil, trigger{}, true},
+		{"other table of nftables wanted", state.Step{Op: state.Replace, Object: packetTable("em2")}, nil, trigger{}, false},
+		{"table of nftables not wanted any more", remove(packetTable("em1")), nil, trigger{}, false},
 		{"new name", add(state.TableName{Number: 101, Name: "isp2"}), nil, trigger{}, false},
 	} {
 		r := newRing(t)
@@ -169,6 +179,18 @@ func TestOneRouteInAFightHoldsUpNoOther(t *testing.T) {
 	}
 	if ok, _ := r.undone(other, trigger{}); !ok {
 		t.Error("another route of the same way is held up")
+	}
+}
+
+func TestATableWorkedOutAnewIsTheSameObjectOfAFight(t *testing.T) {
+	r := newRing(t)
+	for range fightRepairs {
+		if ok, _ := r.undone(add(packetTable("em1")), trigger{}); !ok {
+			t.Fatal("held up before the limit")
+		}
+	}
+	if ok, _ := r.undone(add(packetTable("em1")), trigger{}); ok || r.told != 1 {
+		t.Errorf("repaired without a limit; %d fights are told", r.told)
 	}
 }
 

@@ -54,6 +54,7 @@ func Look(ctx context.Context, h *kernel.Host, c *profiles.Config, parts kernel.
 		Sweep:      sweep,
 		IPVS:       c.Balances(),
 		NFT:        c.Follows(),
+		MarkMask:   c.Settings.MarkMask,
 	}
 	if attend != nil {
 		attend(q.Interfaces, q.Tables)
@@ -68,6 +69,12 @@ func Look(ctx context.Context, h *kernel.Host, c *profiles.Config, parts kernel.
 	lvs.Add(&p.Desired, c, tables.ByName(), p.Facts, p.Observed)
 	// Which sysctls a role needs depends on the links that are there.
 	p.Observed = h.ReadAlso(slices.Collect(maps.Keys(p.Desired.Sysctls))).Observed
+	if why := p.Facts.NFT.Unread; why != "" && p.Desired.NFTable.Text != "" {
+		// Unknown is not empty.
+		p.Observed.NFTable = p.Desired.NFTable
+		p.Desired.Problems = append(p.Desired.Problems, state.Problem{
+			Subject: "nft table", Text: "whether sisod's table of nftables is as it should be is not known: " + why + "; run this as root, e.g. with sudo"})
+	}
 	p.Plan = state.Diff(p.Observed, p.Desired)
 	for number, name := range tables.Names() {
 		p.Plan.Names[number] = name

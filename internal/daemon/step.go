@@ -14,13 +14,16 @@ type stepKey struct {
 }
 
 // keyOf is the key of a step. Of several routes their way is the key, of a
-// single one the route.
+// single one the route, and of a table of nftables its text.
 func keyOf(s state.Step) stepKey {
 	if set, ok := s.Object.(state.RouteSet); ok {
 		if len(set.Dsts) == 1 {
 			return stepKey{s.Op, state.Route{Dst: set.Dsts[0], Way: set.Way}}
 		}
 		return stepKey{s.Op, set.Way}
+	}
+	if table, ok := s.Object.(state.NFTable); ok {
+		return stepKey{s.Op, table.Text}
 	}
 	return stepKey{s.Op, s.Object}
 }

@@ -24,10 +24,10 @@ import (
 //	known NAME em1 4|6 A
 //	system NUMBER NAME
 //	foreign route 192.0.2.0/24 table N metric N via A dev em1
-//	foreign rule PRIORITY from P lookup N
+//	foreign rule PRIORITY [from P] [fwmark N/N] lookup N
 //	sysctl PATH VALUE
 //	skipped em1 N
-//	ipvs missing WHY
+//	ipvs missing WHY… | nft missing WHY…
 //	foreign service tcp 192.0.2.1:80 SCHEDULER
 //	connections tcp 192.0.2.1:80 10.0.0.7:80 ACTIVE INACTIVE
 //	now SECONDS
@@ -60,7 +60,7 @@ func parseFacts(t *testing.T, file string) state.Facts {
 			if s == "" {
 				return 0
 			}
-			n, err := strconv.ParseUint(s, 10, 32)
+			n, err := strconv.ParseUint(s, 0, 32)
 			if err != nil {
 				t.Fatalf("%s: %q: %v", file, lines.Text(), err)
 			}
@@ -101,6 +101,8 @@ func parseFacts(t *testing.T, file string) state.Facts {
 			f.IPVS.Connections[key] = state.Connections{Active: number(w[4]), Inactive: number(w[5])}
 		case "ipvs":
 			f.IPVS.Missing = strings.Join(w[2:], " ")
+		case "nft":
+			f.NFT.Missing = strings.Join(w[2:], " ")
 		case "stray":
 			f.Strays = map[string]state.Strays{after("dev"): {Count: int(number(after("count"))), First: route(w[1])}}
 		case "final":
@@ -134,7 +136,13 @@ func parseFacts(t *testing.T, file string) state.Facts {
 				break
 			}
 			r := state.NewRule(state.IPv4, number(w[2]), number(after("lookup")))
-			r.From, r.Protocol = netip.MustParsePrefix(after("from")), 4
+			r.Protocol = 4
+			if from := after("from"); from != "" {
+				r.From = netip.MustParsePrefix(from)
+			}
+			if mark, mask, ok := strings.Cut(after("fwmark"), "/"); ok {
+				r.Mark, r.Mask = number(mark), number(mask)
+			}
 			f.ForeignRules = append(f.ForeignRules, r)
 		case "sysctl":
 			f.Sysctls[w[1]] = w[2]

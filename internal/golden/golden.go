@@ -60,6 +60,7 @@ func Moments(t *testing.T, dir string) []Moment {
 	var out []Moment
 	known := map[state.GatewayKey]netip.Addr{}
 	own := map[string]uint32{}
+	marks := map[state.Mark]bool{}
 	before := state.Observed{State: state.New()}
 	draining := map[state.DestinationKey]time.Time{}
 	for _, file := range files {
@@ -81,11 +82,12 @@ func Moments(t *testing.T, dir string) []Moment {
 		for k, v := range own {
 			f.OwnTables[k] = v
 		}
+		f.Marks = marks
 		tables := routing.Assign(c, f)
 		d, exits := routing.Desired(c, tables, f)
 		lvs.Add(&d, c, tables.ByName(), f, before)
 		before = observedFrom(d)
-		known, draining = d.Known, d.Draining
+		known, draining, marks = d.Known, d.Draining, d.Marks
 		for n := range d.Names {
 			own[n.Name] = n.Number
 		}
@@ -130,6 +132,13 @@ func Written(t *testing.T, folder string) {
 						fmt.Fprintf(&b, "%s %s %s", s.Op.Sign(), s.Object.Kind(), line)
 						if s.Origin != "" {
 							fmt.Fprintf(&b, "  # %s", s.Origin)
+						}
+						b.WriteByte('\n')
+					}
+					for _, l := range s.Lines {
+						fmt.Fprintf(&b, "  %s %s", l.Op.Sign(), l.Text)
+						if l.Origin != "" {
+							fmt.Fprintf(&b, "  # %s", l.Origin)
 						}
 						b.WriteByte('\n')
 					}

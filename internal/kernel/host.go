@@ -127,6 +127,8 @@ type Query struct {
 	// NFT asks for nf_tables, which loads it, and Proxy whether packets can be given
 	// to transparent sockets. sisod's table is read in any case.
 	NFT, Proxy bool
+	// MarkMask are the bits of marks that are sisod's.
+	MarkMask uint32
 }
 
 // LinkFamily is one address family of an interface.

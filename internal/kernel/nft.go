@@ -166,7 +166,7 @@ func (h *Host) readNFTable() error {
 		return nil
 	}
 	if h.query.Proxy {
-		if err := n.probeProxy(); err != nil {
+		if err := n.probeProxy(); err != nil && !errors.Is(err, unix.EPERM) {
 			h.cached.Facts.NFT.NoProxy = err.Error()
 		}
 	}
@@ -179,8 +179,7 @@ func (h *Host) readNFTable() error {
 		h.cached.Facts.NFT.Missing = "the module nf_tables is not there (" + err.Error() + ")"
 		return nil
 	case errors.Is(err, unix.EPERM):
-		// Who may not read it may not write it either, and has none of sisod's.
-		h.cached.Facts.NFT.Missing = "reading nf_tables needs CAP_NET_ADMIN"
+		h.cached.Facts.NFT.Unread = "reading nf_tables needs CAP_NET_ADMIN"
 		return nil
 	case err != nil:
 		return fmt.Errorf("read nft table: %w", err)
@@ -378,7 +377,8 @@ func nftExpressions(s state.NFStatement) ([]expr.Any, error) {
 			// IPv6 has no checksum of its own; that of ICMPv6 covers the addresses.
 			p.Offset, p.Len, p.CsumType, p.CsumOffset = 8, 16, expr.CsumTypeNone, 0
 		}
-		return []expr.Any{load(s.Addr.AsSlice()), p}, nil
+		// The header must be of the family; nft takes that for said.
+		return []expr.Any{meta(expr.MetaKeyNFPROTO), equal(false, []byte{nfprotoOf(s.Addr)}), load(s.Addr.AsSlice()), p}, nil
 	case state.NFSynAck:
 		const synAck = 0x12
 		return []expr.Any{

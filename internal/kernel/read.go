@@ -20,7 +20,7 @@ func (h *Host) Read(ctx context.Context, q Query, parts Parts) (Snapshot, error)
 	h.query = Query{
 		Interfaces: slices.Clone(q.Interfaces), Tables: slices.Clone(q.Tables), Sysctls: slices.Clone(q.Sysctls),
 		Window: q.Window, Named: slices.Clone(q.Named), Everywhere: q.Everywhere, Sweep: q.Sweep, IPVS: q.IPVS,
-		NFT: q.NFT, Proxy: q.Proxy,
+		NFT: q.NFT, Proxy: q.Proxy, MarkMask: q.MarkMask,
 	}
 	h.unnamed = map[int]bool{}
 	for range readPasses {
@@ -115,7 +115,7 @@ func (h *Host) asked(q Query) Parts {
 	if q.NFT != h.query.NFT || q.Proxy != h.query.Proxy {
 		parts |= PartNFT
 	}
-	if q.Window != h.query.Window {
+	if q.Window != h.query.Window || q.MarkMask != h.query.MarkMask {
 		parts |= PartRules
 	}
 	return parts
@@ -225,11 +225,11 @@ func (h *Host) readRules() error {
 	return nil
 }
 
-// concerns reports whether a rule of somebody else's stands between sisod's or
-// leads to a table of sisod's.
+// concerns reports whether a rule of somebody else's stands between sisod's, leads
+// to a table of sisod's, or looks at bits of marks that are sisod's.
 func (h *Host) concerns(r state.Rule) bool {
 	return h.query.Window[0] <= r.Priority && r.Priority <= h.query.Window[1] ||
-		r.Action == state.Lookup && slices.Contains(h.query.Tables, r.Table)
+		r.Action == state.Lookup && slices.Contains(h.query.Tables, r.Table) || r.Mask&h.query.MarkMask != 0
 }
 
 // ruleOrders returns copies of the orders, for one application; nil when the

@@ -226,12 +226,14 @@ func TestForeignRulesThatConcernNobodyAreLeftOut(t *testing.T) {
 	ip(t, "rule add from 10.0.0.1 lookup 7 priority 100")
 	ip(t, "rule add from 10.0.0.2 lookup 101 priority 101")
 	ip(t, "rule add from 10.0.0.3 lookup 7 priority 11500")
-	snapshot := readHost(t, h, Query{Window: [2]uint32{11500, 12499}, Tables: []uint32{101}}, AllParts)
+	ip(t, "rule add fwmark 0xc00/0xf00 lookup 7 priority 102")
+	ip(t, "rule add fwmark 0x1/0xf lookup 7 priority 103")
+	snapshot := readHost(t, h, Query{Window: [2]uint32{11500, 12499}, Tables: []uint32{101}, MarkMask: 0x3fff00}, AllParts)
 	var got []string
 	for _, r := range snapshot.Facts.ForeignRules {
 		got = append(got, r.String())
 	}
-	want := []string{"101: from 10.0.0.2 lookup 101", "11500: from 10.0.0.3 lookup 7"}
+	want := []string{"101: from 10.0.0.2 lookup 101", "102: from all fwmark 0xc00/0xf00 lookup 7", "11500: from 10.0.0.3 lookup 7"}
 	if !slices.Equal(got, want) {
 		t.Errorf("foreign rules are %q, want %q", got, want)
 	}

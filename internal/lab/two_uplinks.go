@@ -48,6 +48,8 @@ type TwoUplinks struct {
 	Lab     *Lab
 	Host    *Host
 	Uplinks [2]Uplink
+	// Neighbours are the machines of that option, by uplink.
+	Neighbours [2]Neighbour
 }
 
 // TwoUplinksOptions are the variants of TwoUplinks.
@@ -57,6 +59,9 @@ type TwoUplinksOptions struct {
 	// PointToPoint makes em2 a link without neighbours, as a tunnel's, with
 	// single addresses at both ends and no gateway.
 	PointToPoint bool
+	// Neighbours puts a machine, which serves on Port, beside the host on each
+	// uplink's network. The host is its gateway, and forwards.
+	Neighbours bool
 }
 
 // provider is what TwoUplinks has twice. The uplink's network is the lower
@@ -68,6 +73,7 @@ type provider struct {
 	clientGateway, remote Addresses
 	backbone              Addresses
 	delegated             [2]netip.Prefix // routed to the host, and the only sources accepted from it
+	beside                Addresses       // an address of the uplink's network
 	behind                Addresses       // the host's own address in the upper half
 	beyond                Addresses       // an address in the upper half
 }
@@ -80,6 +86,7 @@ func providers() [2]provider {
 			clientGateway: addresses("203.0.113.1", "2001:db8:c1::1"), remote: addresses("203.0.113.10", "2001:db8:c1::10"),
 			backbone:  addresses("10.255.255.1", "2001:db8:ff::1"),
 			delegated: [2]netip.Prefix{netip.MustParsePrefix("192.0.2.0/24"), netip.MustParsePrefix("2001:db8:1::/48")},
+			beside:    addresses("192.0.2.3", "2001:db8:1::3"),
 			behind:    addresses("192.0.2.129", "2001:db8:1:1::1"), beyond: addresses("192.0.2.130", "2001:db8:1:1::2"),
 		},
 		{
@@ -88,6 +95,7 @@ func providers() [2]provider {
 			clientGateway: addresses("203.0.113.129", "2001:db8:c2::1"), remote: addresses("203.0.113.140", "2001:db8:c2::10"),
 			backbone:  addresses("10.255.255.2", "2001:db8:ff::2"),
 			delegated: [2]netip.Prefix{netip.MustParsePrefix("198.51.100.0/24"), netip.MustParsePrefix("2001:db8:2::/48")},
+			beside:    addresses("198.51.100.3", "2001:db8:2::3"),
 			behind:    addresses("198.51.100.129", "2001:db8:2:1::1"), beyond: addresses("198.51.100.130", "2001:db8:2:1::2"),
 		},
 	}
@@ -124,7 +132,7 @@ func buildTwoUplinks(l *Lab, o TwoUplinksOptions) (*TwoUplinks, error) {
 	}
 	for i, p := range two {
 		t.Uplinks[i] = Uplink{Link: p.link, Address: p.host, Gateway: p.gateway, Router: hosts[1+i], Client: hosts[3+i], Remote: p.remote}
-		if err := t.connect(p, t.Uplinks[i], o.PointToPoint && i == 1); err != nil {
+		if err := t.connect(i, p, o); err != nil {
 			return nil, err
 		}
 	}
@@ -150,7 +158,8 @@ func buildTwoUplinks(l *Lab, o TwoUplinksOptions) (*TwoUplinks, error) {
 }
 
 // connect lays the cables of one provider.
-func (t *TwoUplinks) connect(p provider, u Uplink, pointToPoint bool) error {
+func (t *TwoUplinks) connect(i int, p provider, o TwoUplinksOptions) error {
+	u, pointToPoint := t.Uplinks[i], o.PointToPoint && i == 1
 	if err := u.Router.Forward(); err != nil {
 		return err
 	}
@@ -160,7 +169,11 @@ func (t *TwoUplinks) connect(p provider, u Uplink, pointToPoint bool) error {
 		host = []string{p.host.V4.String() + " peer " + p.gateway.V4.String(), p.host.V6.String() + " peer " + p.gateway.V6.String()}
 		router = []string{p.gateway.V4.String() + " peer " + p.host.V4.String(), p.gateway.V6.String() + " peer " + p.host.V6.String()}
 	}
-	if err := lay(End{t.Host, p.link, host}, End{u.Router, "host", router}); err != nil {
+	if o.Neighbours {
+		if err := t.share(i, p, host, router); err != nil {
+			return err
+		}
+	} else if err := lay(End{t.Host, p.link, host}, End{u.Router, "host", router}); err != nil {
 		return err
 	}
 	if err := u.Router.AcceptOnly("host", p.delegated[:]...); err != nil {
@@ -184,7 +197,28 @@ func (t *TwoUplinks) connect(p provider, u Uplink, pointToPoint bool) error {
 	return u.Client.Routes([2]string{"default4", p.clientGateway.V4.String()}, [2]string{"default6", p.clientGateway.V6.String()})
 }
 
-// Neighbour is a machine on a network behind the host.
+// share makes an uplink's network one of three: host, router and a machine
+// beside the host.
+func (t *TwoUplinks) share(i int, p provider, host, router []string) error {
+	machine, err := t.Lab.Host("beside" + p.link)
+	if err != nil {
+		return err
+	}
+	u := t.Uplinks[i]
+	if err := t.Lab.Link(End{t.Host, p.link, host}, End{Host: u.Router, Link: "cable"}); err != nil {
+		return err
+	}
+	if err := t.Lab.Link(End{machine, "eth0", p.beside.with(uplinkBits4, uplinkBits6)}, End{Host: u.Router, Link: "beside"}); err != nil {
+		return err
+	}
+	if err := u.Router.Bridge("host", []string{"cable", "beside"}, router...); err != nil {
+		return err
+	}
+	t.Neighbours[i] = Neighbour{Host: machine, Link: p.link, Address: p.beside}
+	return t.adopt(machine, p.host)
+}
+
+// Neighbour is a machine that has the host for its gateway.
 type Neighbour struct {
 	Host    *Host
 	Link    string          // the interface of TwoUplinks.Host that leads there
@@ -197,21 +231,28 @@ type Neighbour struct {
 // given index (0 or 1), which routes them to the host; the host forwards.
 func (t *TwoUplinks) AddLAN(index int) (Neighbour, error) {
 	p := providers()[index]
-	lan, err := t.Lab.Host("lan")
+	return t.addLAN("lan", "lan0", p.beyond, p.behind, uplinkBits4, uplinkBits6)
+}
+
+// AddPrivateLAN is AddLAN with addresses that no provider knows, at interface
+// lan1.
+func (t *TwoUplinks) AddPrivateLAN() (Neighbour, error) {
+	return t.addLAN("private", "lan1", addresses("10.1.0.2", "fd00:10:1::2"), addresses("10.1.0.1", "fd00:10:1::1"), 16, 64)
+}
+
+func (t *TwoUplinks) addLAN(name, link string, own, gateway Addresses, bits4, bits6 int) (Neighbour, error) {
+	machine, err := t.Lab.Host(name)
 	if err != nil {
 		return Neighbour{}, err
 	}
-	n := Neighbour{Host: lan, Link: "lan0", Address: p.beyond}
-	for i, a := range p.beyond.All() {
-		n.Network[i] = netip.PrefixFrom(a, []int{uplinkBits4, uplinkBits6}[i]).Masked()
+	n := Neighbour{Host: machine, Link: link, Address: own}
+	for i, a := range own.All() {
+		n.Network[i] = netip.PrefixFrom(a, []int{bits4, bits6}[i]).Masked()
 	}
-	err = t.Lab.Link(
-		End{t.Host, n.Link, p.behind.with(uplinkBits4, uplinkBits6)},
-		End{lan, "eth0", p.beyond.with(uplinkBits4, uplinkBits6)})
-	if err != nil {
+	if err := t.Lab.Link(End{t.Host, link, gateway.with(bits4, bits6)}, End{machine, "eth0", own.with(bits4, bits6)}); err != nil {
 		return n, err
 	}
-	return n, t.adopt(lan, p.behind)
+	return n, t.adopt(machine, gateway)
 }
 
 // AddContainer puts a bridge docker0 with one container, which serves on Port,

@@ -31,7 +31,7 @@ type Facts struct {
 	// OwnTables are the names that sisod has recorded.
 	OwnTables map[string]uint32
 	// ForeignRules are the rules of others among which are all that stand inside
-	// sisod's window.
+	// sisod's window, and all that look at sisod's bits of marks.
 	ForeignRules []Rule
 	// ForeignRoutes are the routes of others in tables of sisod's.
 	ForeignRoutes []Route
@@ -118,6 +118,8 @@ func (p Problem) String() string {
 type NFTFacts struct {
 	// Missing is why there is no nf_tables for sisod, "" when there is.
 	Missing string
+	// Unread is why sisod's table is not known, "" when it is.
+	Unread string
 	// NoProxy is why packets cannot be given to transparent sockets, "" when they can.
 	NoProxy string
 }

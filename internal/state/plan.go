@@ -30,7 +30,8 @@ type Before struct {
 type Desired struct {
 	State
 	// Origins tells the profile's place for an object: a Rule, a Route, a Way
-	// (for all its routes), a TableName, a LinkGroup or a Sysctl.
+	// (for all its routes), a TableName, a LinkGroup, a Sysctl, a Mark or an
+	// NFRuleText.
 	Origins  map[any]string
 	Problems []Problem
 	// Known are the gateways in use, for the Facts.Known of a later pass.
@@ -61,6 +62,15 @@ type Step struct {
 	Op     Op
 	Object Object
 	Origin string // the profile's place that asked for it, "" for removals
+	// Lines tell what changes inside of the object, of one that is many things.
+	Lines []Line
+}
+
+// Line is a part of an object that comes or goes with a step.
+type Line struct {
+	Op     Op
+	Text   string
+	Origin string // the profile's place that asked for it, or ""
 }
 
 // Plan is the ordered difference of two states.
@@ -104,6 +114,11 @@ func Diff(observed Observed, desired Desired) Plan {
 		step(Add, desired.NFTable)
 	default:
 		step(Replace, desired.NFTable)
+	}
+	for i := range p.Steps {
+		if p.Steps[i].Object.Kind() == KindNFTable {
+			p.Steps[i].Lines = nfLines(observed.NFTable, desired)
+		}
 	}
 	diffSets(observed.Devices, desired.Devices, step)
 	diffSets(observed.VIPs, desired.VIPs, step)

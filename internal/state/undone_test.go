@@ -12,9 +12,9 @@ func TestNothingStandsOnWhatWasNotDone(t *testing.T) {
 	rule, other := NewRule(IPv4, 11800, 100), NewRule(IPv4, 11800, 101)
 	var u Undone
 	all := []Step{
-		{Add, rule, ""}, {Add, other, ""}, {Delete, routes, ""}, {Add, Destination{DestinationKey: DestinationKey{Service: key}}, ""},
-		{Replace, LinkUp{"rs0v4-a", true}, ""}, {Replace, Sysctl{"net/ipv4/conf/rs0v4-a/rp_filter", "2"}, ""},
-		{Add, VIP{"rs0v4-a", netip.MustParseAddr("2001:db8::1")}, ""}, {Add, VIP{"lo", vip}, ""},
+		{Add, rule, "", nil}, {Add, other, "", nil}, {Delete, routes, "", nil}, {Add, Destination{DestinationKey: DestinationKey{Service: key}}, "", nil},
+		{Replace, LinkUp{"rs0v4-a", true}, "", nil}, {Replace, Sysctl{"net/ipv4/conf/rs0v4-a/rp_filter", "2"}, "", nil},
+		{Add, VIP{"rs0v4-a", netip.MustParseAddr("2001:db8::1")}, "", nil}, {Add, VIP{"lo", vip}, "", nil},
 	}
 	for _, s := range all {
 		if why := u.Holds(s, nil); why != "" {
@@ -22,8 +22,8 @@ func TestNothingStandsOnWhatWasNotDone(t *testing.T) {
 		}
 	}
 	for _, s := range []Step{
-		{Add, routes, ""}, {Delete, rule, ""}, {Add, Service{ServiceKey: key}, ""}, {Add, Device{Name: "rs0v4-a", Type: "ipip"}, ""},
-		{Replace, Sysctl{"net/ipv4/conf/all/arp_ignore", "1"}, ""},
+		{Add, routes, "", nil}, {Delete, rule, "", nil}, {Add, Service{ServiceKey: key}, "", nil}, {Add, Device{Name: "rs0v4-a", Type: "ipip"}, "", nil},
+		{Replace, Sysctl{"net/ipv4/conf/all/arp_ignore", "1"}, "", nil},
 	} {
 		u.Add(s)
 	}
@@ -38,8 +38,8 @@ func TestNothingStandsOnWhatWasNotDone(t *testing.T) {
 	}
 	// What takes back stands on nothing.
 	for _, s := range []Step{
-		{Delete, VIP{"lo", vip}, ""}, {Delete, VIP{"rs0v4-a", vip}, ""}, {Restore, LinkUp{"rs0v4-a", false}, ""},
-		{Restore, Sysctl{"net/ipv4/conf/rs0v4-a/rp_filter", "0"}, ""}, {Delete, Destination{DestinationKey: DestinationKey{Service: key}}, ""},
+		{Delete, VIP{"lo", vip}, "", nil}, {Delete, VIP{"rs0v4-a", vip}, "", nil}, {Restore, LinkUp{"rs0v4-a", false}, "", nil},
+		{Restore, Sysctl{"net/ipv4/conf/rs0v4-a/rp_filter", "0"}, "", nil}, {Delete, Destination{DestinationKey: DestinationKey{Service: key}}, "", nil},
 	} {
 		if why := u.Holds(s, nil); why != "" {
 			t.Errorf("%s %s: %s", s.Op, s.Object.Spell(nil), why)
