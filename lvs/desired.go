@@ -34,6 +34,7 @@ func Add(d *state.Desired, c *profiles.Config, tables map[string]uint32, f state
 	for i := range c.Directors {
 		b.director(&c.Directors[i])
 	}
+	b.fullNATs()
 	b.drain()
 	b.host()
 	d.Routes.Sort()
@@ -74,6 +75,9 @@ func Sysctls(c *profiles.Config, f state.Facts) []string {
 	var paths []string
 	if slices.ContainsFunc(c.RealServers, func(r profiles.RealServer) bool { return r.Mode != profiles.NAT }) {
 		paths = append(paths, arpIgnore)
+	}
+	if slices.ContainsFunc(c.Directors, func(d profiles.Director) bool { return d.Mode == profiles.FullNAT }) {
+		paths = append(paths, timeWait)
 	}
 	if c.ForwardsIPv6() {
 		paths = append(paths, ip6Forward)

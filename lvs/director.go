@@ -20,18 +20,33 @@ func (b *builder) director(d *profiles.Director) {
 		return
 	}
 	b.directorSysctls(d)
+	for _, key := range keysOf(d) {
+		pos := d.Pos
+		for _, p := range d.Services {
+			if p.Number == key.Port && state.TransportNamed(p.Protocol) == key.Protocol {
+				pos = p.Pos
+			}
+		}
+		b.service(d, key, pos)
+	}
+}
+
+// keysOf are the services that a director asks for, in the profile's order.
+func keysOf(d *profiles.Director) []state.ServiceKey {
+	var keys []state.ServiceKey
 	if d.FWMark != 0 {
 		for _, f := range state.Families {
 			if f == state.IPv4 && d.Family.IPv4 || f == state.IPv6 && d.Family.IPv6 {
-				b.service(d, state.ServiceKey{Family: f, Mark: d.FWMark}, d.Pos)
+				keys = append(keys, state.ServiceKey{Family: f, Mark: d.FWMark})
 			}
 		}
 	}
 	for _, v := range d.VIPs {
 		for _, p := range d.Services {
-			b.service(d, state.ServiceKey{Family: family(v.Value), Protocol: state.TransportNamed(p.Protocol), Addr: v.Value, Port: p.Number}, p.Pos)
+			keys = append(keys, state.ServiceKey{Family: family(v.Value), Protocol: state.TransportNamed(p.Protocol), Addr: v.Value, Port: p.Number})
 		}
 	}
+	return keys
 }
 
 // directorVIPs puts the VIPs on their interface, and leads their replies by
@@ -64,7 +79,7 @@ func (b *builder) directorSysctls(d *profiles.Director) {
 	if d.Persistence > 0 {
 		b.sysctl(vsQuiescent, "1", origin)
 	}
-	if d.Mode != profiles.NAT {
+	if !d.Mode.Translates() {
 		return
 	}
 	// Masquerading after IPVS matches nothing without its connections in conntrack.
@@ -152,7 +167,7 @@ func (b *builder) service(d *profiles.Director, key state.ServiceKey, pos profil
 		}
 		dest := state.Destination{
 			DestinationKey: state.DestinationKey{Service: key, Addr: r.Address, Port: r.Port},
-			Forward:        map[profiles.Forwarding]state.Forward{profiles.NAT: state.Masquerade, profiles.DR: state.DirectTo, profiles.Tun: state.TunnelTo}[d.Mode],
+			Forward:        map[profiles.Forwarding]state.Forward{profiles.NAT: state.Masquerade, profiles.FullNAT: state.Masquerade, profiles.DR: state.DirectTo, profiles.Tun: state.TunnelTo}[d.Mode],
 			Weight:         r.Weight, Upper: r.Upper, Lower: r.Lower,
 		}
 		if dest.Port == 0 {

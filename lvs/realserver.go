@@ -22,6 +22,8 @@ func (b *builder) realServer(r *profiles.RealServer) {
 		b.direct(r)
 	case profiles.NAT:
 		b.natted(r)
+	case profiles.FullNAT:
+		b.fullNATted(r)
 	}
 }
 

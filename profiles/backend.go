@@ -103,7 +103,7 @@ func (r placedBackend) mapping(m Forwarding, placed []placedPort, marked bool) {
 	}
 	for _, p := range placed {
 		switch {
-		case m == NAT && p.Number == 0:
+		case m.Translates() && p.Number == 0:
 			r.port.bad(fmt.Sprintf("service %s is every port, which cannot become port %d", p, r.Port), "leave port out, and every port stays what it is")
 			return
 		case (m == DR || m == Tun) && p.Number != r.Port:

@@ -189,7 +189,7 @@ type Nexthop struct {
 
 // Follows reports whether connections are to be followed, marked or translated.
 func (c *Config) Follows() bool {
-	return slices.ContainsFunc(c.Uplinks, func(u Uplink) bool { return u.Forward || u.Masquerade })
+	return slices.ContainsFunc(c.Directors, func(d Director) bool { return d.Mode == FullNAT }) || slices.ContainsFunc(c.Uplinks, func(u Uplink) bool { return u.Forward || u.Masquerade })
 }
 
 // Interfaces are the interfaces of all uplinks.

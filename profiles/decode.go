@@ -135,9 +135,6 @@ func keysOf[T any]() []string { return tagged(reflect.ValueOf(new(T)).Elem(), ni
 // called is what a named table stands for.
 var called = map[string]string{"uplink": "An uplink", "real_server": "A real server", "director": "A director"}
 
-// laterKeys are keys of what the format has room for, and sisod not yet.
-var laterKeys = map[string]string{"snat": `mode "fullnat"`, "mss_room": `mode "fullnat"`}
-
 // homes lists the headers of the tables that have a key.
 func homes(key string) string {
 	var out []string
@@ -165,8 +162,6 @@ func unknownHint(n, child *node, known []string) string {
 	case inDefault && slices.Contains(keysOf[rawUplink](), name):
 		return fmt.Sprintf("%s is a key of [%s], but all keys below the line [%s] belong to that: move it above line %d",
 			name, dotted(n.path[:2]), dotted(n.path), n.pos().Line)
-	case named && n.path[0] != "uplink" && laterKeys[name] != "":
-		return fmt.Sprintf("%s belongs to %s, which this version of sisod does not have", name, laterKeys[name])
 	case named && homes(name) != "":
 		return fmt.Sprintf("%s is a key of %s", name, homes(name))
 	case named && child.shape == table && child.name != "" && near(name, known) == "":

@@ -51,6 +51,7 @@ func (b *builder) director(raw rawDirector, c *Config) Director {
 	if vipsOK {
 		b.families(raw, role, &d, vips, back)
 	}
+	b.fullNAT(raw, role, &d, back, known)
 	b.claimServices(role, raw, d, vips, placed, servicesOK)
 	for _, v := range vips {
 		uplink := d.Uplink.Value

@@ -9,12 +9,17 @@ import (
 // Forwarding is how a director hands packets to real servers.
 type Forwarding string
 
-// The modes of LVS. FullNAT is in the profile format of a later version.
+// The modes of LVS.
 const (
-	NAT Forwarding = "nat"
-	DR  Forwarding = "dr"
-	Tun Forwarding = "tun"
+	NAT     Forwarding = "nat"
+	DR      Forwarding = "dr"
+	Tun     Forwarding = "tun"
+	FullNAT Forwarding = "fullnat"
 )
+
+// Translates reports whether the mode changes a packet's destination, so that
+// ports may be mapped and replies must pass the director.
+func (m Forwarding) Translates() bool { return m == NAT || m == FullNAT }
 
 // RealServer is [real_server.NAME]: this host serves behind a director.
 type RealServer struct {
@@ -24,9 +29,10 @@ type RealServer struct {
 	VIPs      []At[netip.Addr] // tun and dr
 	Services  []Port           // nat: narrows the return path to these
 	Uplink    At[string]       // replies leave by this uplink; Value "": as main decides
-	Directors []At[netip.Addr] // nat: the way back, one a family; tun: the outer sources that are let in
+	Directors []At[netip.Addr] // nat: the way back, one a family; tun: the outer sources that are let in; fullnat: its peers
 	Interface string           // where the VIP is put; "" : tunl0, ip6tnl0, gre0, … or lo
 	Tunnel    Tunnel           // tun
+	MSSRoom   int              // fullnat: bytes that the director's segments leave free
 }
 
 // Tunnel is an encapsulation between director and real server.
@@ -60,6 +66,8 @@ type Director struct {
 	OnePacket   bool
 	Drain       time.Duration // how long a removed real server keeps its connections
 	Tunnel      Tunnel
+	SNAT        []At[netip.Addr] // fullnat: the sources towards real servers
+	MSSRoom     int              // fullnat: bytes that clients' segments leave free; 0: left alone
 	RealServers []Backend
 }
 
@@ -92,7 +100,7 @@ type Sync struct {
 
 // Table is the name of the routing table of the real server's return path, or
 // "" when it needs none: the way back through the director (nat), or one with
-// room for the tunnel (tun).
+// room for the tunnel (tun) or the client's address (fullnat).
 func (r RealServer) Table() string {
 	if r.Mode == DR {
 		return ""
@@ -137,10 +145,10 @@ func (c *Config) ForwardsIPv6() bool {
 }
 
 // FollowsMain reports whether a return path is to be as main has it, on
-// whatever interface: that of a tun real server without an uplink.
+// whatever interface: that of a tun or fullnat real server without an uplink.
 func (c *Config) FollowsMain() bool {
 	for _, r := range c.RealServers {
-		if r.Mode == Tun && r.Uplink.Value == "" {
+		if (r.Mode == Tun || r.Mode == FullNAT) && r.Uplink.Value == "" {
 			return true
 		}
 	}

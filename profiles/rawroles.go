@@ -13,6 +13,7 @@ type rawRealServer struct {
 	Interface         field[string]       `toml:"interface"`
 	Encapsulation     field[string]       `toml:"encapsulation"`
 	EncapsulationPort field[int64]        `toml:"encapsulation_port"`
+	MSSRoom           field[int64]        `toml:"mss_room"`
 }
 
 type rawDirector struct {
@@ -31,6 +32,8 @@ type rawDirector struct {
 	Drain              field[any]          `toml:"drain"`
 	Encapsulation      field[string]       `toml:"encapsulation"`
 	EncapsulationPort  field[int64]        `toml:"encapsulation_port"`
+	SNAT               field[any]          `toml:"snat"`
+	MSSRoom            field[int64]        `toml:"mss_room"`
 	RealServers        list[rawBackend]    `toml:"real_servers"`
 }
 

@@ -32,7 +32,12 @@ func (b *builder) realServer(raw rawRealServer, c *Config) RealServer {
 	placed, servicesOK := services(raw.Services, "leave the key out to lead replies of every port back")
 	r.Interface, _ = link(raw.Interface)
 	r.Tunnel = tunnel(r.Mode, raw.Encapsulation, raw.EncapsulationPort)
+	if r.Mode != FullNAT && r.Mode != "" {
+		misplaced(r.Mode, "it leaves room for the address of the client, which this mode does not hide", raw.MSSRoom.at)
+	}
 	switch r.Mode {
+	case FullNAT:
+		b.fullNATServer(raw, role, &r, dips, known)
 	case NAT:
 		misplaced(NAT, "the VIP stands on the director alone: a nat real server never sees it", raw.VIP.at, raw.Interface.at)
 		misplaced(NAT, "replies go back through `director`, whichever uplinks there are", raw.Uplink.at)

@@ -156,7 +156,7 @@ func TestReferenceLoads(t *testing.T) {
 	if len(c.Uplinks) != 1 || len(c.Rules) != 2 || len(c.Routes) != 3 {
 		t.Errorf("%d uplinks, %d rules, %d routes", len(c.Uplinks), len(c.Rules), len(c.Routes))
 	}
-	if len(c.RealServers) != 2 || len(c.Directors) != 2 || c.IPVS == nil {
+	if len(c.RealServers) != 3 || len(c.Directors) != 3 || c.IPVS == nil {
 		t.Errorf("%d real servers, %d directors, %v", len(c.RealServers), len(c.Directors), c.IPVS)
 	}
 	if list := c.Uplinks[0].To[1]; len(list.IPv4) != 3 || len(list.IPv6) != 1 {
@@ -175,8 +175,8 @@ func TestExamplesLoad(t *testing.T) {
 	examples := map[string]struct{ uplinks, realServers, directors int }{
 		"two-providers": {uplinks: 2}, "router-two-providers": {uplinks: 2}, "management-and-service": {uplinks: 2}, "cloud-two-nics": {uplinks: 2},
 		"vpn-point-to-point": {uplinks: 2}, "ipv6-by-ra": {uplinks: 2},
-		"real-server-tun": {uplinks: 1, realServers: 1}, "real-server-dr": {realServers: 1}, "real-server-nat": {realServers: 1},
-		"director-tun": {uplinks: 1, directors: 1}, "director-dr": {directors: 1}, "director-nat": {uplinks: 1, directors: 1},
+		"real-server-tun": {uplinks: 1, realServers: 1}, "real-server-dr": {realServers: 1}, "real-server-nat": {realServers: 1}, "real-server-fullnat": {realServers: 1},
+		"director-tun": {uplinks: 1, directors: 1}, "director-dr": {directors: 1}, "director-nat": {uplinks: 1, directors: 1}, "director-fullnat": {uplinks: 1, directors: 1},
 	}
 	for name, want := range examples {
 		t.Run(name, func(t *testing.T) {

@@ -18,6 +18,8 @@ type roles struct {
 	holders   map[netip.Addr][]placedVIP
 	rips      []placedAddress
 	dips      []placedAddress
+	peers     []placedAddress // directors of fullnat real servers
+	sources   []placedAddress // of fullnat directors
 	services  map[serviceKey]holder
 	ways      []wayBack
 	crossings []placedAddress // real servers that are not of their VIP's family
@@ -111,20 +113,19 @@ func (b *builder) finishRoles(c *Config) {
 var forwardings = map[string]Forwarding{
 	"nat": NAT, "masq": NAT, "masquerade": NAT, "masquerading": NAT, "snat": NAT, "dnat": NAT,
 	"dr": DR, "dsr": DR, "direct": DR, "droute": DR, "route": DR, "gate": DR, "gateway": DR, "gatewaying": DR,
+	"fullnat": FullNAT, "full-nat": FullNAT, "full_nat": FullNAT, "fnat": FullNAT,
 	"tun": Tun, "tunnel": Tun, "ipip": Tun, "tunneling": Tun, "tunnelling": Tun,
 }
 
 // mode judges how packets come to a real server. It is "" when that is not known.
 func mode(f field[string], at *node, role string, known []string) Forwarding {
-	const all = `"tun" (in a tunnel), "dr" (as they came, in the same layer-2 network) or "nat" (with another destination)`
+	const all = `"tun" (in a tunnel), "dr" (as they came, in the same layer-2 network), "nat" (with another destination) or "fullnat" (with another source as well)`
 	switch m := Forwarding(f.v); {
 	case f.at == nil && !misspelt(at, "mode", known):
-		at.badKey(role+" has no mode", `add the line mode = "tun", "dr" or "nat"`)
+		at.badKey(role+" has no mode", `add the line mode = "tun", "dr", "nat" or "fullnat"`)
 	case !f.ok:
-	case m == NAT || m == DR || m == Tun:
+	case m == NAT || m == DR || m == Tun || m == FullNAT:
 		return m
-	case strings.ToLower(f.v) == "fullnat":
-		f.at.bad(`this version of sisod does not have mode "fullnat"`, "it has "+all)
 	case forwardings[strings.ToLower(f.v)] != "":
 		f.at.bad(fmt.Sprintf("mode cannot be %q", f.v), fmt.Sprintf("did you mean %q? %s", forwardings[strings.ToLower(f.v)], all))
 	default:
@@ -202,7 +203,7 @@ var encapsulations = []string{"ipip", "gue", "gre"}
 
 // tunnel judges the encapsulation of mode tun.
 func tunnel(m Forwarding, encapsulation field[string], port field[int64]) Tunnel {
-	if m == NAT || m == DR {
+	if m.Translates() || m == DR {
 		misplaced(m, "packets are encapsulated in mode tun alone", encapsulation.at, port.at)
 		return Tunnel{}
 	}
@@ -293,6 +294,7 @@ func (b *builder) strangers(c *Config) {
 			r.at.bad(fmt.Sprintf("%s is the VIP of %s, at %s", r.addr, v[0].role, v[0].at.pos()), "a real server is reached by an address of its own, the RIP")
 		}
 	}
+	b.strangeSources()
 	for _, d := range b.roles.dips {
 		if v := b.roles.holders[d.addr]; len(v) > 0 {
 			d.at.bad(fmt.Sprintf("%s is the VIP of %s on this host, at %s", d.addr, v[0].role, v[0].at.pos()), "the director's own address in the network of the real servers (the DIP) stands here")

@@ -62,18 +62,20 @@ real_servers = [{ address = "10.0.0.7" }]
 
 func TestEverythingOfRoles(t *testing.T) {
 	c := loaded(t, "reference.toml", "reference.toml")
-	mail, web := c.RealServers[0], c.RealServers[1]
-	shop, voice := c.Directors[0], c.Directors[1]
+	mail, peer, web := c.RealServers[0], c.RealServers[1], c.RealServers[2]
+	files, shop, voice := c.Directors[0], c.Directors[1], c.Directors[2]
 	for _, v := range []struct{ got, want any }{
-		{[]string{mail.Name, web.Name, shop.Name, voice.Name}, []string{"mail", "web", "shop", "voice"}},
-		{[]Forwarding{mail.Mode, web.Mode, shop.Mode, voice.Mode}, []Forwarding{NAT, Tun, Tun, NAT}},
+		{[]string{mail.Name, peer.Name, web.Name, files.Name, shop.Name, voice.Name}, []string{"mail", "shop", "web", "files", "shop", "voice"}},
+		{[]Forwarding{mail.Mode, peer.Mode, web.Mode, files.Mode, shop.Mode, voice.Mode}, []Forwarding{NAT, FullNAT, Tun, FullNAT, Tun, NAT}},
+		{[]netip.Addr{peer.Directors[1].Value, files.SNAT[0].Value, files.SNAT[1].Value}, []netip.Addr{netip.MustParseAddr("10.0.0.6"), netip.MustParseAddr("10.0.0.5"), netip.MustParseAddr("10.0.0.6")}},
+		{[]int{web.MSSRoom, peer.MSSRoom, files.MSSRoom, shop.MSSRoom}, []int{0, 16, 8, 0}},
 		{web.VIPs[1].Value, netip.MustParseAddr("203.0.113.146")},
 		{web.Uplink.Value, "china"},
 		{web.Directors[1].Value, netip.MustParseAddr("10.0.0.2")},
 		{web.Interface, "tunl0"},
 		{[]Tunnel{web.Tunnel, shop.Tunnel, mail.Tunnel, voice.Tunnel}, []Tunnel{{"gue", 6080}, {"gue", 6080}, {}, {}}},
 		{fmt.Sprint(mail.Services[0], " ", mail.Services[1]), "tcp/25 tcp/587"},
-		{[]string{mail.Table(), web.Table()}, []string{"rs-mail", "rs-web"}},
+		{[]string{mail.Table(), peer.Table(), web.Table()}, []string{"rs-mail", "rs-shop", "rs-web"}},
 		{shop.Scheduler, "mh"},
 		{shop.Flags, []string{"fallback", "port"}},
 		{shop.Services[1].String(), "tcp/443"},
@@ -125,6 +127,12 @@ func TestGoodRoles(t *testing.T) {
 		directorOf("a", `mode = "tun"`+"\nvip = [\"203.0.113.1\", \"2001:db8::1\"]\nservices = [\"tcp/0\"]\npersistence = \"1m30s\"\ndrain = \"0\"\n"+server),
 		directorOf("a", `mode = "dr"`+"\nvip = \"2001:db8::1\"\n"+services+"\npersistence = \"1h\"\npersistence_netmask = 64\nreal_servers = [{ address = \"2001:db8::7\", weight = 0 }]"),
 		directorOf("a", `mode = "nat"`+"\nvip = \"203.0.113.1\"\nservices = [\"udp/53\"]\none_packet = true\nscheduler_flags = []\n"+server),
+		// Sources of both families, a source that is the VIP, a mark, every port.
+		directorOf("a", `mode = "fullnat"`+"\nvip = [\"203.0.113.1\", \"2001:db8::1\"]\n"+services+"\nsnat = [\"203.0.113.1\", \"2001:db8::5\"]\n"+
+			`real_servers = [{ address = "10.0.0.7", port = 8080 }, { address = "2001:db8::7" }]`) +
+			directorOf("b", `mode = "fullnat"`+"\nfwmark = 1\nsnat = \"10.0.0.5\"\n"+server) +
+			directorOf("c", `mode = "fullnat"`+"\nvip = \"203.0.113.1\"\nservices = [\"udp/0\"]\npersistence = \"5m\"\nsnat = \"10.0.0.5\"\nmss_room = 40\n"+server),
+		"[real_server.a]\nmode = \"fullnat\"\ndirector = \"10.0.0.5\"\n[real_server.b]\nmode = \"fullnat\"\ndirector = [\"10.0.0.6\", \"2001:db8::5\"]\nmss_room = 4\n",
 		// A director that reaches the service on this host itself.
 		directorOf("a", `mode = "nat"`+"\nvip = \"203.0.113.1\"\n"+services+"\n"+server) + china + "addresses = [\"10.0.0.7\"]\n",
 		// Tables as headers, and names with quotes.

@@ -53,7 +53,7 @@ var (
 	schemaPorts   = either(number(1, 65535), pattern(`^ *[0-9a-fx]+ *(- *[0-9a-fx]+ *)?$`))
 	schemaTime    = pattern(`^\+?([0-9.]+(h|m|s|ms|us|µs|μs|ns))+$|^\+?0$`)
 	schemaService = pattern(`^(` + strings.Join(transports, "|") + `)/[0-9]+$`)
-	schemaMode    = oneOf(string(Tun), string(DR), string(NAT))
+	schemaMode    = oneOf(string(Tun), string(DR), string(NAT), string(FullNAT))
 	schemaMSS     = number(minMSS, maxMSS)
 	schemaWeight  = number(1, 256, byDefault(1))
 	schemaMetric  = number(0, GuardMetric-1)
@@ -115,6 +115,7 @@ var schemaOf = map[string]schema{
 	"rawRealServer.interface":          schemaLink,
 	"rawRealServer.encapsulation":      schemaTunnel,
 	"rawRealServer.encapsulation_port": number(1, 65535),
+	"rawRealServer.mss_room":           number(4, maxMSSRoom, schema{"multipleOf": 4}, byDefault(DefaultMSSRoom)),
 
 	"rawDirector.vip":                 oneOrMore(schemaAddress),
 	"rawDirector.mode":                schemaMode,
@@ -128,6 +129,8 @@ var schemaOf = map[string]schema{
 	"rawDirector.persistence_netmask": either(number(1, 128), schema{"type": "string", "format": "ipv4"}),
 	"rawDirector.drain":               with(maps.Clone(schemaTime), byDefault(fmt.Sprintf("%ds", int(DefaultDrain.Seconds())))),
 	"rawDirector.encapsulation":       schemaTunnel,
+	"rawDirector.snat":                oneOrMore(schemaAddress),
+	"rawDirector.mss_room":            number(4, maxMSSRoom, schema{"multipleOf": 4}),
 	"rawDirector.encapsulation_port":  number(1, 65535),
 	"rawBackend.address":              schemaAddress,
 	"rawBackend.weight":               number(0, maxWeight, byDefault(1)),

@@ -11,6 +11,7 @@ import (
 
 	"github.com/sisod/sisod/internal/daemon"
 	"github.com/sisod/sisod/internal/state"
+	"github.com/sisod/sisod/lvs"
 	"github.com/sisod/sisod/profiles"
 )
 
@@ -24,6 +25,19 @@ type roleStatus struct {
 	VIPs      []vipStatus     `json:"vips"`
 	Directors []netip.Addr    `json:"directors,omitempty"` // of a real server
 	Services  []serviceStatus `json:"services,omitempty"`  // of a director
+	// Capacity is that of a fullnat director.
+	Capacity *capacityStatus `json:"capacity,omitempty"`
+}
+
+// capacityStatus is how many connections a role can tell apart, and how many it
+// has: tuples of source address, source port, and real server with its port.
+type capacityStatus struct {
+	Tuples  uint64  `json:"tuples"`
+	InUse   uint64  `json:"in_use"`
+	Fullest float64 `json:"fullest"` // share in use of the real server with the least left, 0 to 1
+	Rate    float64 `json:"rate"`    // new connections a second that this sustains
+
+	text string
 }
 
 // vipStatus is one VIP of a role.
@@ -77,6 +91,10 @@ func roles(c *profiles.Config, pass daemon.Pass) []roleStatus {
 				one.Services = append(one.Services, service(key, pass))
 				shown[key] = true
 			}
+		}
+		if d.Mode == profiles.FullNAT {
+			all := lvs.CapacityOf(&d, c, pass.Desired.State, pass.Facts)
+			one.Capacity = &capacityStatus{Tuples: all.Tuples, InUse: all.InUse, Fullest: all.Fullest, Rate: all.Rate, text: all.String()}
 		}
 		list = append(list, one)
 	}
@@ -165,6 +183,9 @@ func roleLines(pal palette, list []roleStatus) []string {
 			line += map[bool]string{true: ", director ", false: " "}[i == 0] + d.String()
 		}
 		lines = append(lines, line)
+		if r.Capacity != nil {
+			lines = append(lines, "  "+r.Capacity.text)
+		}
 		width := [3]int{}
 		for _, s := range r.Services {
 			for _, d := range s.Destinations {

@@ -27,7 +27,7 @@ var rooms = map[string]struct {
 	"internal/lab/stockvm": {[]string{"internal/lab/vm"}, false},
 	"packaging/boot/guest": {[]string{"internal/lab/vm", "packaging/boot/order"}, false},
 	"packaging/boot/order": {nil, true},
-	"cmd/sisod":            {[]string{"profiles", "routing", "internal/daemon", "internal/kernel", "internal/lab", "internal/state"}, false},
+	"cmd/sisod":            {[]string{"profiles", "routing", "lvs", "internal/daemon", "internal/kernel", "internal/lab", "internal/state"}, false},
 }
 
 // impure are packages that reach the kernel or another program. The standard

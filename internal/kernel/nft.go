@@ -17,8 +17,9 @@ import (
 
 // nft is the socket for nf_tables, opened when it is needed first.
 type nft struct {
-	conn *nftables.Conn
-	port uint32 // the socket's address
+	conn   *nftables.Conn
+	port   uint32        // the socket's address
+	reader *netlink.Conn // for what the library does not read
 	// proxies: the kernel has what transparent proxies need.
 	proxies bool
 }
@@ -43,6 +44,10 @@ func openNFT() (*nft, error) {
 		return nil, fmt.Errorf("open nf_tables socket: %w", err)
 	}
 	n.conn = conn
+	if n.reader, err = netlink.Dial(unix.NETLINK_NETFILTER, nil); err != nil {
+		_ = conn.CloseLasting()
+		return nil, fmt.Errorf("open nf_tables socket: %w", err)
+	}
 	return n, nil
 }
 
@@ -62,6 +67,7 @@ func (h *Host) nf() (*nft, error) {
 func (n *nft) close() {
 	if n != nil {
 		_ = n.conn.CloseLasting()
+		_ = n.reader.Close()
 	}
 }
 
@@ -233,17 +239,9 @@ func (n *nft) spell(table *nftables.Table) (string, error) {
 		if c.Table.Name != table.Name {
 			continue
 		}
-		rules, err := n.conn.GetRules(table, c)
+		lines, err := n.ruleTexts(c.Name)
 		if err != nil {
 			return "", err
-		}
-		lines := make([]string, 0, len(rules))
-		for _, r := range rules {
-			line := userdata.Get(r.UserData, ruleText)
-			if line == nil {
-				line = []byte("not written by sisod")
-			}
-			lines = append(lines, string(line))
 		}
 		chain := state.NFChain{Name: c.Name, Type: string(c.Type)}
 		if c.Priority != nil {
@@ -354,15 +352,24 @@ func nftExpressions(s state.NFStatement) ([]expr.Any, error) {
 		}
 		return append(exprs, proxy), nil
 	case state.NFOriginal:
-		// In a table of both families the kernel compares 16 bytes, of which an IPv4
-		// address has the first four (net/netfilter/nft_ct.c, NFT_CT_DST).
-		addr := make([]byte, 16)
-		copy(addr, s.Addr.AsSlice())
-		return []expr.Any{
+		exprs := []expr.Any{
 			meta(expr.MetaKeyNFPROTO), equal(false, []byte{nfprotoOf(s.Addr)}),
 			meta(expr.MetaKeyL4PROTO), equal(false, []byte{s.Protocol}),
-			&expr.Ct{Key: expr.CtKeyDST, Register: nftRegister}, equal(false, addr),
-			&expr.Ct{Key: expr.CtKeyPROTODST, Register: nftRegister}, equal(false, port(s.Port)),
+			originalDestination, equal(false, s.Addr.AsSlice()),
+		}
+		if s.Port != 0 {
+			exprs = append(exprs, &expr.Ct{Key: expr.CtKeyPROTODST, Register: nftRegister}, equal(false, port(s.Port)))
+		}
+		return exprs, nil
+	case state.NFRedirected:
+		p := &expr.Payload{DestRegister: nftRegister, Base: expr.PayloadBaseNetworkHeader, Offset: 16, Len: 4}
+		if s.Addr.Is6() {
+			p.Offset, p.Len = 24, 16
+		}
+		return []expr.Any{
+			meta(expr.MetaKeyNFPROTO), equal(false, []byte{nfprotoOf(s.Addr)}),
+			p, equal(false, s.Addr.AsSlice()),
+			originalDestination, equal(true, s.Addr.AsSlice()),
 		}, nil
 	case state.NFTurn:
 		return []expr.Any{&expr.Numgen{Register: nftRegister, Type: unix.NFT_NG_INCREMENTAL, Modulus: s.Of}, equal(false, native(0))}, nil
@@ -396,6 +403,12 @@ func nftExpressions(s state.NFStatement) ([]expr.Any, error) {
 	}
 	return nil, fmt.Errorf("no expression for %T", s)
 }
+
+// originalDestination reads where a connection was directed to. In a table of both
+// families the kernel reserves 16 bytes for it, and of an IPv4 address writes the
+// first four: the others are what was there before, and must not be compared
+// (net/netfilter/nft_ct.c, NFT_CT_DST).
+var originalDestination = &expr.Ct{Key: expr.CtKeyDST, Register: nftRegister}
 
 // markExpression reads the mark into the register, or writes it from there.
 func markExpression(connection, write bool) expr.Any {

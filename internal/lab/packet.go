@@ -48,8 +48,9 @@ type Packet struct {
 	Protocol Protocol
 	Src, Dst netip.AddrPort // port 0 when the protocol has none, and in later fragments
 	Flags    TCPFlags
-	Type     uint8 // of an ICMP message
-	Length   int   // bytes, IP header included
+	Type     uint8  // of an ICMP message
+	Length   int    // bytes, IP header included
+	MSS      uint16 // that a SYN announces; 0: none
 }
 
 // TCPFlags are the flags of a TCP segment (RFC 9293, section 3.1).
@@ -196,6 +197,7 @@ func (p *Packet) transport(src, dst netip.Addr, payload []byte) {
 	switch {
 	case p.Protocol == TCP && len(payload) >= 14:
 		p.Flags = TCPFlags(payload[13])
+		p.MSS = announced(payload)
 		fallthrough
 	case p.Protocol == UDP && len(payload) >= 4:
 		sport, dport = binary.BigEndian.Uint16(payload), binary.BigEndian.Uint16(payload[2:])
@@ -203,4 +205,22 @@ func (p *Packet) transport(src, dst netip.Addr, payload []byte) {
 		p.Type = payload[0]
 	}
 	p.Src, p.Dst = netip.AddrPortFrom(src, sport), netip.AddrPortFrom(dst, dport)
+}
+
+// announced is the maximum segment size among the options of a TCP header.
+func announced(header []byte) uint16 {
+	const end, nop, mss = 0, 1, 2
+	options := header[:min(int(header[12]>>4)*4, len(header))]
+	options = options[min(20, len(options)):]
+	for len(options) > 1 && options[0] != end {
+		length := 1
+		if options[0] != nop {
+			length = max(int(options[1]), 2)
+		}
+		if options[0] == mss && len(options) >= 4 {
+			return binary.BigEndian.Uint16(options[2:])
+		}
+		options = options[min(length, len(options)):]
+	}
+	return 0
 }

@@ -1,8 +1,10 @@
 package state
 
 import (
+	"cmp"
 	"fmt"
 	"net/netip"
+	"slices"
 	"strings"
 )
 
@@ -83,6 +85,8 @@ func (d *Desired) AddPackets(r NFRules) {
 	p.Sent = append(p.Sent, r.Sent...)
 	p.Outgoing = append(p.Outgoing, r.Outgoing...)
 	p.Translate = append(p.Translate, r.Translate...)
+	// The first translation counts: that of a service before that of all that leaves.
+	slices.SortStableFunc(p.Translate, func(x, y NFRule) int { return cmp.Compare(x.masquerades(), y.masquerades()) })
 	d.NFTable = NewNFTable([]NFChain{
 		{Name: "incoming", Type: "filter", Hook: "prerouting", Priority: PriorityMangle, Rules: p.Incoming},
 		{Name: "delivered", Type: "filter", Hook: "input", Priority: PriorityMangle, Rules: p.Delivered},
@@ -160,6 +164,14 @@ func (t NFTable) Commands(op Op, _ Names) []string {
 	return []string{"nft -f - <<'END'\n" + name + "\ndelete " + name + "\n" + t.Text + "END"}
 }
 
+// masquerades is 1 for a rule that masquerades.
+func (r NFRule) masquerades() int {
+	if slices.Contains(r, NFStatement(NFMasquerade{})) {
+		return 1
+	}
+	return 0
+}
+
 // String is the rule as nft prints it.
 func (r NFRule) String() string {
 	words := make([]string, 0, len(r))
@@ -213,12 +225,16 @@ type (
 		Addr   netip.Addr
 		Port   uint16
 	}
-	// NFOriginal matches where a connection was directed to when it began.
+	// NFOriginal matches where a connection was directed to when it began. Port 0 is
+	// every port.
 	NFOriginal struct {
 		Protocol uint8
 		Addr     netip.Addr
 		Port     uint16
 	}
+	// NFRedirected matches packets to Addr of connections that were directed
+	// elsewhere when they began.
+	NFRedirected struct{ Addr netip.Addr }
 	// NFTurn matches every Of-th packet.
 	NFTurn struct{ Of uint32 }
 	// NFSourceNAT makes Addr the source of a connection.
@@ -248,6 +264,7 @@ func (NFElsewhere) nfStatement()         {}
 func (NFTransparentSocket) nfStatement() {}
 func (NFTransparentProxy) nfStatement()  {}
 func (NFOriginal) nfStatement()          {}
+func (NFRedirected) nfStatement()        {}
 func (NFTurn) nfStatement()              {}
 func (NFSourceNAT) nfStatement()         {}
 func (NFMasquerade) nfStatement()        {}
@@ -338,8 +355,16 @@ func (s NFTransparentProxy) String() string {
 }
 
 func (s NFOriginal) String() string {
-	return fmt.Sprintf("ct original protocol %s ct original %s daddr %s ct original proto-dst %d",
-		spellIPProto(s.Protocol), nfFamily(familyOf(s.Addr)), s.Addr, s.Port)
+	text := fmt.Sprintf("ct original protocol %s ct original %s daddr %s", spellIPProto(s.Protocol), nfFamily(familyOf(s.Addr)), s.Addr)
+	if s.Port != 0 {
+		text += fmt.Sprintf(" ct original proto-dst %d", s.Port)
+	}
+	return text
+}
+
+func (s NFRedirected) String() string {
+	f := nfFamily(familyOf(s.Addr))
+	return fmt.Sprintf("%s daddr %s ct original %s daddr != %s", f, s.Addr, f, s.Addr)
 }
 
 func (s NFTurn) String() string { return fmt.Sprintf("numgen inc mod %d 0", s.Of) }

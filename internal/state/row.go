@@ -4,6 +4,7 @@ package state
 // Lower is asked first.
 const (
 	RowReturn       = 50  // return path of a nat real server, before main's neighbours
+	RowRoom         = 60  // to the director of a fullnat real server, with an MSS that leaves room
 	RowNeighbours   = 100 // main, for what it sends by interfaces that are no uplink
 	RowBetween      = 150 // marked packets that came in by an uplink: to hosts on another's network
 	RowMarked       = 200 // by the uplink of their connection
