@@ -28,7 +28,8 @@ type builder struct {
 	allRules   map[string]Position
 	allRoutes  map[routeKey]Position
 
-	roles roles
+	roles    roles
+	captures []rawCapture // first of their name, in the order of the files
 }
 
 // owner is the uplink that has something, and where it says so.
@@ -79,6 +80,7 @@ func (b *builder) add(raw rawProfile) {
 	b.rules = append(b.rules, raw.Rule.items...)
 	b.routes = append(b.routes, raw.Route.items...)
 	b.addRoles(raw)
+	b.addCaptures(raw)
 }
 
 // finish judges everything and returns the configuration, or all complaints.
@@ -100,6 +102,7 @@ func (b *builder) finish() (*Config, error) {
 	b.room(c)
 	b.overlaps(c)
 	b.finishRoles(c)
+	b.finishCaptures(c)
 	slices.SortStableFunc(c.Uplinks, func(x, y Uplink) int { return strings.Compare(x.Name, y.Name) })
 	c.Files = b.loader.read()
 	if len(b.loader.errs) > 0 {
@@ -111,9 +114,7 @@ func (b *builder) finish() (*Config, error) {
 // room complains about the first uplink that follows connections and finds no
 // mark left.
 func (b *builder) room(c *Config) {
-	// One bit tells connections that came in from those that went out, and 0 is none.
-	marks := uint64(1)<<(bits.OnesCount32(b.settings.MarkMask)-1) - 1
-	following := uint64(0)
+	marks, following := b.marks(), 0
 	for i, u := range c.Uplinks {
 		if !u.Forward && !u.Masquerade {
 			continue
@@ -123,12 +124,16 @@ func (b *builder) room(c *Config) {
 			if !u.Forward {
 				key = b.uplinks[i].Masquerade.at
 			}
-			key.badKey(fmt.Sprintf("mark_mask %#08x has marks for %s with forward or masquerade, and this is one more", b.settings.MarkMask, plural(int(marks), "uplink", "uplinks")),
+			key.badKey(fmt.Sprintf("mark_mask %#08x has marks for %s with forward or masquerade, and this is one more", b.settings.MarkMask, plural(marks, "uplink", "uplinks")),
 				"set more bits in mark_mask of sisod.toml: two are room for 1 uplink, three for 3, four for 7")
 			return
 		}
 	}
 }
+
+// marks is how many marks there are: one bit tells connections that came in from
+// those that went out, and 0 is none.
+func (b *builder) marks() int { return 1<<(bits.OnesCount32(b.settings.MarkMask)-1) - 1 }
 
 // overlaps complains when a list of one uplink holds a prefix that another
 // uplink wants: a destination can prefer one uplink. Two inline prefixes have

@@ -49,6 +49,7 @@ type Config struct {
 	RealServers []RealServer // by name
 	Directors   []Director   // by name
 	IPVS        *IPVS        // nil: nothing asked
+	Captures    []Capture    // by name
 
 	// Files are all files that were read, prefix lists included: what to watch
 	// and what to keep as the last good configuration.
@@ -187,9 +188,10 @@ type Nexthop struct {
 	Weight int // from 1
 }
 
-// Follows reports whether connections are to be followed, marked or translated.
+// Follows reports whether connections are to be followed, marked, translated or
+// captured.
 func (c *Config) Follows() bool {
-	return slices.ContainsFunc(c.Directors, func(d Director) bool { return d.Mode == FullNAT }) || slices.ContainsFunc(c.Uplinks, func(u Uplink) bool { return u.Forward || u.Masquerade })
+	return len(c.Captures) > 0 || slices.ContainsFunc(c.Directors, func(d Director) bool { return d.Mode == FullNAT }) || slices.ContainsFunc(c.Uplinks, func(u Uplink) bool { return u.Forward || u.Masquerade })
 }
 
 // Interfaces are the interfaces of all uplinks.

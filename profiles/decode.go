@@ -133,7 +133,7 @@ func tagged(v reflect.Value, fields map[string]decoder) []string {
 func keysOf[T any]() []string { return tagged(reflect.ValueOf(new(T)).Elem(), nil) }
 
 // called is what a named table stands for.
-var called = map[string]string{"uplink": "An uplink", "real_server": "A real server", "director": "A director"}
+var called = map[string]string{"uplink": "An uplink", "real_server": "A real server", "director": "A director", "tproxy": "A tproxy"}
 
 // homes lists the headers of the tables that have a key.
 func homes(key string) string {
@@ -144,6 +144,7 @@ func homes(key string) string {
 	}{
 		{"[uplink.NAME]", keysOf[rawUplink]()}, {"[real_server.NAME]", keysOf[rawRealServer]()},
 		{"[director.NAME]", keysOf[rawDirector]()}, {"[ipvs]", keysOf[rawIPVS]()},
+		{"[tproxy.NAME]", keysOf[rawCapture]()},
 	} {
 		if slices.Contains(k.keys, key) {
 			out = append(out, k.header)
@@ -162,6 +163,8 @@ func unknownHint(n, child *node, known []string) string {
 	case inDefault && slices.Contains(keysOf[rawUplink](), name):
 		return fmt.Sprintf("%s is a key of [%s], but all keys below the line [%s] belong to that: move it above line %d",
 			name, dotted(n.path[:2]), dotted(n.path), n.pos().Line)
+	case named && n.path[0] == "tproxy" && slices.Contains(known, name+"s"):
+		return fmt.Sprintf("did you mean %q? It is a list", name+"s")
 	case named && homes(name) != "":
 		return fmt.Sprintf("%s is a key of %s", name, homes(name))
 	case named && child.shape == table && child.name != "" && near(name, known) == "":

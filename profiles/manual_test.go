@@ -16,7 +16,7 @@ var chapters = map[string]string{
 	"[[rule]]": "rawRule", "[[route]]": "rawRoute", "Entries of nexthops": "rawNexthop",
 	"[real_server.NAME]": "rawRealServer",
 	"[director.NAME]":    "rawDirector", "Entries of real_servers": "rawBackend",
-	"[ipvs]": "rawIPVS", "Keys of timeouts": "rawTimeouts", "Keys of sync": "rawSync",
+	"[tproxy.NAME]": "rawCapture", "[ipvs]": "rawIPVS", "Keys of timeouts": "rawTimeouts", "Keys of sync": "rawSync",
 }
 
 // told lists the keys of a manual page as kind.key. top is the kind of those

@@ -78,7 +78,7 @@ func reserved(name string) string {
 		return "is a table of the kernel's"
 	case name == "all" || name == "cache":
 		return `means something else to "ip route show table"`
-	case name == "destinations" || name == "default-uplinks" || strings.HasPrefix(name, "tproxy-") ||
+	case name == "destinations" || name == "default-uplinks" || strings.HasPrefix(name, captureTable) ||
 		strings.HasPrefix(name, realServerTable):
 		return "is a table of sisod's own"
 	}

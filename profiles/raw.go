@@ -10,6 +10,7 @@ type rawProfile struct {
 	RealServer tables[rawRealServer] `toml:"real_server"`
 	Director   tables[rawDirector]   `toml:"director"`
 	IPVS       rawIPVS               `toml:"ipvs"`
+	TProxy     tables[rawCapture]    `toml:"tproxy"`
 }
 
 type rawSettings struct {

@@ -156,8 +156,8 @@ func TestReferenceLoads(t *testing.T) {
 	if len(c.Uplinks) != 1 || len(c.Rules) != 2 || len(c.Routes) != 3 {
 		t.Errorf("%d uplinks, %d rules, %d routes", len(c.Uplinks), len(c.Rules), len(c.Routes))
 	}
-	if len(c.RealServers) != 3 || len(c.Directors) != 3 || c.IPVS == nil {
-		t.Errorf("%d real servers, %d directors, %v", len(c.RealServers), len(c.Directors), c.IPVS)
+	if len(c.RealServers) != 3 || len(c.Directors) != 3 || c.IPVS == nil || len(c.Captures) != 1 {
+		t.Errorf("%d real servers, %d directors, %v, %d captures", len(c.RealServers), len(c.Directors), c.IPVS, len(c.Captures))
 	}
 	if list := c.Uplinks[0].To[1]; len(list.IPv4) != 3 || len(list.IPv6) != 1 {
 		t.Errorf("list of the reference: %v", list)
@@ -172,17 +172,18 @@ func TestSettingsReferenceShowsTheDefaults(t *testing.T) {
 }
 
 func TestExamplesLoad(t *testing.T) {
-	examples := map[string]struct{ uplinks, realServers, directors int }{
+	examples := map[string]struct{ uplinks, realServers, directors, captures int }{
 		"two-providers": {uplinks: 2}, "router-two-providers": {uplinks: 2}, "management-and-service": {uplinks: 2}, "cloud-two-nics": {uplinks: 2},
 		"vpn-point-to-point": {uplinks: 2}, "ipv6-by-ra": {uplinks: 2},
 		"real-server-tun": {uplinks: 1, realServers: 1}, "real-server-dr": {realServers: 1}, "real-server-nat": {realServers: 1}, "real-server-fullnat": {realServers: 1},
 		"director-tun": {uplinks: 1, directors: 1}, "director-dr": {directors: 1}, "director-nat": {uplinks: 1, directors: 1}, "director-fullnat": {uplinks: 1, directors: 1},
+		"transparent-proxy": {uplinks: 1, captures: 1},
 	}
 	for name, want := range examples {
 		t.Run(name, func(t *testing.T) {
 			c := loaded(t, "examples/"+name+".toml", name+".toml")
-			if len(c.Uplinks) != want.uplinks || len(c.RealServers) != want.realServers || len(c.Directors) != want.directors {
-				t.Errorf("%d uplinks, %d real servers, %d directors; want %+v", len(c.Uplinks), len(c.RealServers), len(c.Directors), want)
+			if len(c.Uplinks) != want.uplinks || len(c.RealServers) != want.realServers || len(c.Directors) != want.directors || len(c.Captures) != want.captures {
+				t.Errorf("%d uplinks, %d real servers, %d directors, %d captures; want %+v", len(c.Uplinks), len(c.RealServers), len(c.Directors), len(c.Captures), want)
 			}
 		})
 	}

@@ -55,12 +55,12 @@ const realServerTable = "rs-"
 // addRoles takes the roles of one profile.
 func (b *builder) addRoles(raw rawProfile) {
 	for _, name := range raw.RealServer.names {
-		if r := raw.RealServer.items[name]; b.named("real server", r.at) {
+		if r := raw.RealServer.items[name]; b.named("real server", realServerTable, r.at) {
 			b.roles.realServers = append(b.roles.realServers, r)
 		}
 	}
 	for _, name := range raw.Director.names {
-		if d := raw.Director.items[name]; b.named("director", d.at) {
+		if d := raw.Director.items[name]; b.named("director", realServerTable, d.at) {
 			b.roles.directors = append(b.roles.directors, d)
 		}
 	}
@@ -73,10 +73,11 @@ func (b *builder) addRoles(raw rawProfile) {
 	}
 }
 
-// named judges the name of a role, which may become that of a table.
-func (b *builder) named(kind string, at *node) bool {
+// named judges the name of a role, which may become that of a table that begins
+// with another word.
+func (b *builder) named(kind, table string, at *node) bool {
 	bad := tableName(at.name)
-	if longest := maxTableName - len(realServerTable); bad == nil && len(at.name) > longest {
+	if longest := maxTableName - len(table); bad == nil && len(at.name) > longest {
 		bad = faultf("a name of letters, digits, _ and -", "the name of a role has at most %d bytes, this one has %d", longest, len(at.name))
 	}
 	if bad != nil {

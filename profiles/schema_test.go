@@ -107,6 +107,11 @@ var schemaOf = map[string]schema{
 	"rawNexthop.dev":    schemaLink,
 	"rawNexthop.weight": schemaWeight,
 
+	"rawCapture.services":   listOf(pattern(`^(tcp|udp)/[0-9]+$`)),
+	"rawCapture.interfaces": listOf(schemaLink),
+	"rawCapture.listen":     pattern(`:[0-9]+$`),
+	"rawCapture.upstreams":  number(1, 1<<31-1),
+
 	"rawRealServer.mode":               schemaMode,
 	"rawRealServer.vip":                oneOrMore(schemaAddress),
 	"rawRealServer.services":           listOf(schemaService),
@@ -135,8 +140,8 @@ var schemaOf = map[string]schema{
 	"rawBackend.address":              schemaAddress,
 	"rawBackend.weight":               number(0, maxWeight, byDefault(1)),
 	"rawBackend.port":                 number(1, 65535),
-	"rawBackend.upper":                number(1, 0xffffffff),
-	"rawBackend.lower":                number(1, 0xffffffff),
+	"rawBackend.upper":                number(1, 1<<31-1),
+	"rawBackend.lower":                number(1, 1<<31-1),
 
 	"rawTimeouts.tcp":     schemaTime,
 	"rawTimeouts.tcp_fin": schemaTime,

@@ -41,6 +41,7 @@ func Desired(c *profiles.Config, t Tables, f state.Facts) (state.Desired, []*Exi
 		b.interfaceOf(&c.Uplinks[i])
 	}
 	b.forward()
+	b.captures()
 	b.marked()
 	b.AddPackets(b.packets)
 	b.troubles()
@@ -240,6 +241,9 @@ func Sysctls(c *profiles.Config) []string {
 		if u.Masquerade && !slices.Contains(paths, ipForward) {
 			paths = append(paths, ipForward)
 		}
+	}
+	if len(c.Captures) > 0 {
+		paths = append(paths, portRange)
 	}
 	return paths
 }

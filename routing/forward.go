@@ -143,9 +143,9 @@ func (b *builder) forward() {
 // any more, and IPVS looks at the whole mark.
 func (b *builder) marked() {
 	mask := b.config.Settings.MarkMask
-	if len(b.packets.Incoming) > 0 {
+	if first := slices.Concat(b.packets.Incoming, b.packets.Captured); len(first) > 0 {
 		// Whoever asked for the first mark has asked for this too.
-		origin := b.Origins[state.NFRuleText(b.packets.Incoming[0].String())]
+		origin := b.Origins[state.NFRuleText(first[0].String())]
 		b.packets.Delivered = append(b.packets.Delivered, b.Ask(origin, state.NFRule{state.NFMark{Not: true, Mask: mask}, state.NFSetMark{Mask: mask}}))
 	}
 }

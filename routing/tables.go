@@ -118,6 +118,9 @@ func (t *Tables) asked(c *profiles.Config) map[string]uint32 {
 			want(name, 0, r.Pos)
 		}
 	}
+	for _, p := range c.Captures {
+		want(p.Table(), 0, p.Pos)
+	}
 	for _, r := range c.Routes {
 		if r.Table.Name != "" {
 			want(r.Table.Name, 0, r.Pos)

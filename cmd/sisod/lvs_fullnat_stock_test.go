@@ -323,7 +323,7 @@ func TestStockFullNATShowsHowMuchItHolds(t *testing.T) {
 	}
 	// In each family two sources and two real servers.
 	const tuples = 2 * 2 * 2 * 64512
-	if c := st.Roles[0].Capacity; c == nil || c.Tuples != tuples || c.InUse != 3 || c.Rate != tuples/60. {
+	if c := st.Roles[0].Capacity; c == nil || c.Tuples != tuples || c.InUse != 3 || c.Rate != tuples/60 {
 		t.Errorf("capacity %+v, want %d tuples, 3 in use", c, tuples)
 	}
 	if text := expect(t, l.Director, 0, "status").stdout; !strings.Contains(text, "3 of 516096 tuples in use") || !strings.Contains(text, "sustains 8602 new connections a second") {

@@ -15,29 +15,19 @@ import (
 	"github.com/sisod/sisod/profiles"
 )
 
-// roleStatus is one [real_server.NAME] or [director.NAME].
+// roleStatus is one [real_server.NAME], [director.NAME] or [tproxy.NAME].
 type roleStatus struct {
 	// Name is "" for what is left of directors and services that were removed from
 	// the profiles, and drains.
 	Name      string          `json:"name"`
-	Role      string          `json:"role"` // "real server" or "director"
+	Role      string          `json:"role"` // "real server", "director" or "tproxy"
 	Mode      string          `json:"mode,omitempty"`
 	VIPs      []vipStatus     `json:"vips"`
 	Directors []netip.Addr    `json:"directors,omitempty"` // of a real server
 	Services  []serviceStatus `json:"services,omitempty"`  // of a director
-	// Capacity is that of a fullnat director.
+	Captures  *captureStatus  `json:"captures,omitempty"`  // of a tproxy
+	// Capacity is that of a fullnat director, or of a tproxy with TCP.
 	Capacity *capacityStatus `json:"capacity,omitempty"`
-}
-
-// capacityStatus is how many connections a role can tell apart, and how many it
-// has: tuples of source address, source port, and real server with its port.
-type capacityStatus struct {
-	Tuples  uint64  `json:"tuples"`
-	InUse   uint64  `json:"in_use"`
-	Fullest float64 `json:"fullest"` // share in use of the real server with the least left, 0 to 1
-	Rate    float64 `json:"rate"`    // new connections a second that this sustains
-
-	text string
 }
 
 // vipStatus is one VIP of a role.
@@ -94,7 +84,7 @@ func roles(c *profiles.Config, pass daemon.Pass) []roleStatus {
 		}
 		if d.Mode == profiles.FullNAT {
 			all := lvs.CapacityOf(&d, c, pass.Desired.State, pass.Facts)
-			one.Capacity = &capacityStatus{Tuples: all.Tuples, InUse: all.InUse, Fullest: all.Fullest, Rate: all.Rate, text: all.String()}
+			one.Capacity = &capacityStatus{Tuples: int(all.Tuples), InUse: int(all.InUse), Percent: int(all.Fullest * 100), Rate: int(all.Rate), text: all.String()}
 		}
 		list = append(list, one)
 	}
@@ -107,7 +97,7 @@ func roles(c *profiles.Config, pass daemon.Pass) []roleStatus {
 	if len(removed.Services) > 0 {
 		list = append(list, removed)
 	}
-	return list
+	return append(list, proxies(c, pass)...)
 }
 
 // serves reports whether a key is a director's service of a port.
@@ -182,9 +172,12 @@ func roleLines(pal palette, list []roleStatus) []string {
 		for i, d := range r.Directors {
 			line += map[bool]string{true: ", director ", false: " "}[i == 0] + d.String()
 		}
+		if r.Captures != nil {
+			line = r.line(pal)
+		}
 		lines = append(lines, line)
 		if r.Capacity != nil {
-			lines = append(lines, "  "+r.Capacity.text)
+			lines = append(lines, r.Capacity.lines(pal)...)
 		}
 		width := [3]int{}
 		for _, s := range r.Services {

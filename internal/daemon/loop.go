@@ -21,6 +21,8 @@ const (
 	// silentLook is how often is looked at what changes without an event: IPVS, and
 	// sysctls of which the kernel does not tell.
 	silentLook = 2 * time.Second
+	// proxyLook is how often the sockets of transparent proxies are looked at.
+	proxyLook = 30 * time.Second
 	// lockPatience is how long a pass waits for another process, and breath how
 	// long it waits for anything without a sign of life to the watchdog.
 	lockPatience = 10 * time.Second
@@ -57,11 +59,12 @@ type loop struct {
 func (l *loop) run(ctx context.Context) {
 	full := time.NewTicker(fullPass)
 	defer full.Stop()
-	retry, gather, silent, news := stopped(), stopped(), stopped(), stopped()
+	retry, gather, silent, news, proxies := stopped(), stopped(), stopped(), stopped(), stopped()
 	defer retry.Stop()
 	defer gather.Stop()
 	defer silent.Stop()
 	defer news.Stop()
+	defer proxies.Stop()
 	var stopAlive func()
 	l.alive, stopAlive = watchdog()
 	defer stopAlive()
@@ -73,6 +76,7 @@ func (l *loop) run(ctx context.Context) {
 	l.notify(daemon.SdNotifyReady)
 	l.lookAgain(silent)
 	l.again(news, l.news.next())
+	proxies.Reset(proxyLook)
 	active := time.Now() // the last event, or the end of the last pass
 	for {
 		reloading := false
@@ -139,6 +143,12 @@ func (l *loop) run(ctx context.Context) {
 			l.Host.AnnounceAgain(l.news.take(now))
 			l.again(news, l.news.next())
 			continue
+		case <-proxies.C:
+			proxies.Reset(proxyLook)
+			if l.config == nil || len(l.config.Captures) == 0 {
+				continue
+			}
+			l.pending.pull(kernel.PartSockets, "look at proxies")
 		case <-retry.C:
 			l.pending.pull(kernel.AllParts, "retry")
 		case <-l.alive:

@@ -55,6 +55,9 @@ func Look(ctx context.Context, h *kernel.Host, c *profiles.Config, parts kernel.
 		IPVS:       c.Balances(),
 		NFT:        c.Follows(),
 		MarkMask:   c.Settings.MarkMask,
+		Proxy:      len(c.Captures) > 0,
+		Listening:  routing.Listening(c),
+		Asking:     routing.Asking(c),
 	}
 	if attend != nil {
 		attend(q.Interfaces, q.Tables)

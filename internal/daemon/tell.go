@@ -1,7 +1,9 @@
 package daemon
 
 import (
+	"context"
 	"fmt"
+	"log/slog"
 	"strings"
 	"time"
 
@@ -105,7 +107,11 @@ func (l *loop) tellProblems(problems []state.Problem) {
 	for _, p := range problems {
 		text := p.Subject + ": " + p.Text
 		if !before[text] && !now[text] {
-			l.Log.Warn("problem", "subject", p.Subject, "text", p.Text, "profile", p.Origin)
+			level := slog.LevelWarn
+			if p.Error {
+				level = slog.LevelError
+			}
+			l.Log.Log(context.Background(), level, "problem", "subject", p.Subject, "text", p.Text, "profile", p.Origin)
 		}
 		now[text] = true
 	}

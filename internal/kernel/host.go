@@ -103,6 +103,7 @@ const (
 	PartNames                     // rt_tables
 	PartIPVS                      // services, destinations, timeouts and sync daemons of IPVS
 	PartNFT                       // sisod's table of nf_tables
+	PartSockets                   // sockets of transparent proxies
 	PartExpired                   // of PartMain, what is on the interfaces named to Expire
 	AllParts    Parts = 1<<iota - 1
 )
@@ -129,6 +130,9 @@ type Query struct {
 	NFT, Proxy bool
 	// MarkMask are the bits of marks that are sisod's.
 	MarkMask uint32
+	// Listening and Asking are ports of this host and of others whose sockets are of
+	// interest.
+	Listening, Asking []state.Port
 }
 
 // LinkFamily is one address family of an interface.

@@ -209,7 +209,7 @@ func (n *nft) probeProxy() error {
 	chain := n.conn.AddChain(&nftables.Chain{Name: "probe", Table: table, Type: nftables.ChainTypeFilter, Hooknum: nftables.ChainHookPrerouting, Priority: nftables.ChainPriorityMangle})
 	var exprs []expr.Any
 	for _, s := range []state.NFStatement{
-		state.NFFamily{Family: state.IPv4}, state.NFTransport{Protocol: unix.IPPROTO_TCP}, state.NFTransparentSocket{},
+		state.NFFamily{Family: state.IPv4}, state.NFTransport{Protocol: unix.IPPROTO_TCP}, state.NFTransparentSocket{}, state.NFWildcardSocket{Not: true},
 		state.NFTransparentProxy{Family: state.IPv4, Port: 1},
 	} {
 		e, err := nftExpressions(s)
@@ -330,13 +330,20 @@ func nftExpressions(s state.NFStatement) ([]expr.Any, error) {
 		}, nil
 	case state.NFForeignSource:
 		return []expr.Any{&expr.Fib{Register: nftRegister, ResultADDRTYPE: true, FlagSADDR: true}, equal(true, native(unix.RTN_LOCAL))}, nil
-	case state.NFElsewhere:
-		return []expr.Any{&expr.Fib{Register: nftRegister, ResultADDRTYPE: true, FlagDADDR: true}, equal(false, native(unix.RTN_UNICAST))}, nil
+	case state.NFDestination:
+		kind, ok := map[string]uint32{"unicast": unix.RTN_UNICAST, "local": unix.RTN_LOCAL, "anycast": unix.RTN_ANYCAST, "multicast": unix.RTN_MULTICAST}[s.Type]
+		if !ok {
+			return nil, fmt.Errorf("no kind of address %q", s.Type)
+		}
+		return []expr.Any{&expr.Fib{Register: nftRegister, ResultADDRTYPE: true, FlagDADDR: true}, equal(s.Not, native(kind))}, nil
 	case state.NFTransparentSocket:
-		return []expr.Any{
-			&expr.Socket{Key: expr.SocketKeyTransparent, Register: nftRegister}, equal(false, []byte{1}),
-			&expr.Socket{Key: expr.SocketKeyWildcard, Register: nftRegister}, equal(false, []byte{0}),
-		}, nil
+		return []expr.Any{&expr.Socket{Key: expr.SocketKeyTransparent, Register: nftRegister}, equal(false, []byte{1})}, nil
+	case state.NFWildcardSocket:
+		wildcard := byte(1)
+		if s.Not {
+			wildcard = 0
+		}
+		return []expr.Any{&expr.Socket{Key: expr.SocketKeyWildcard, Register: nftRegister}, equal(false, []byte{wildcard})}, nil
 	case state.NFTransparentProxy:
 		proxy := &expr.TProxy{Family: nfproto(s.Family), RegPort: nftPortRegister}
 		var exprs []expr.Any

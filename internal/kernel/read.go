@@ -20,7 +20,7 @@ func (h *Host) Read(ctx context.Context, q Query, parts Parts) (Snapshot, error)
 	h.query = Query{
 		Interfaces: slices.Clone(q.Interfaces), Tables: slices.Clone(q.Tables), Sysctls: slices.Clone(q.Sysctls),
 		Window: q.Window, Named: slices.Clone(q.Named), Everywhere: q.Everywhere, Sweep: q.Sweep, IPVS: q.IPVS,
-		NFT: q.NFT, Proxy: q.Proxy, MarkMask: q.MarkMask,
+		NFT: q.NFT, Proxy: q.Proxy, MarkMask: q.MarkMask, Listening: slices.Clone(q.Listening), Asking: slices.Clone(q.Asking),
 	}
 	h.unnamed = map[int]bool{}
 	for range readPasses {
@@ -69,6 +69,7 @@ func (h *Host) readStale(ctx context.Context) error {
 		{PartValues, h.readValues},
 		{PartIPVS, h.readIPVS},
 		{PartNFT, h.readNFTable},
+		{PartSockets, h.readSockets},
 	} {
 		if h.stale&r.part == 0 {
 			continue
@@ -114,6 +115,9 @@ func (h *Host) asked(q Query) Parts {
 	}
 	if q.NFT != h.query.NFT || q.Proxy != h.query.Proxy {
 		parts |= PartNFT
+	}
+	if !slices.Equal(q.Listening, h.query.Listening) || !slices.Equal(q.Asking, h.query.Asking) {
+		parts |= PartSockets
 	}
 	if q.Window != h.query.Window || q.MarkMask != h.query.MarkMask {
 		parts |= PartRules

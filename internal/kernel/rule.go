@@ -49,6 +49,9 @@ func appendRule(b []byte, r state.Rule) ([]byte, error) {
 	if r.Table != 0 {
 		b = appendUint32(b, unix.FRA_TABLE, r.Table)
 	}
+	if r.Target != 0 {
+		b = appendUint32(b, unix.FRA_GOTO, r.Target)
+	}
 	if r.From.IsValid() {
 		b = appendAddr(b, unix.FRA_SRC, r.From.Addr())
 	}
@@ -108,6 +111,10 @@ func checkRule(r state.Rule) error {
 		return errors.New("a lookup needs a table")
 	case r.Action != state.Lookup && r.Table != state.TableUnspec:
 		return fmt.Errorf("%s has no table", r.Action)
+	case r.Action == state.Goto && r.Target <= r.Priority:
+		return fmt.Errorf("goto %d does not go on", r.Target)
+	case r.Action != state.Goto && r.Target != 0:
+		return fmt.Errorf("%s goes nowhere", r.Action)
 	case r.Mark&^r.Mask != 0:
 		return fmt.Errorf("the mark %#x has bits outside its mask %#x", r.Mark, r.Mask)
 	}
@@ -140,6 +147,8 @@ func decodeRule(b []byte) (observedRule, error) {
 			r.Protocol = a.uint8()
 		case unix.FRA_TABLE:
 			r.Table = a.uint32()
+		case unix.FRA_GOTO:
+			r.Target = a.uint32()
 		case unix.FRA_SRC:
 			from = a.addr()
 		case unix.FRA_DST:
@@ -171,7 +180,7 @@ func decodeRule(b []byte) (observedRule, error) {
 			r.Partial = r.Partial || a.uint8() != 0
 		case unix.FRA_PAD:
 		default:
-			// goto, tun_id, realms, dscp, flow label, and what is not invented yet.
+			// tun_id, realms, dscp, flow label, and what is not invented yet.
 			r.Partial = true
 		}
 	}

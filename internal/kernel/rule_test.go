@@ -2,6 +2,7 @@ package kernel
 
 import (
 	"encoding/binary"
+	"fmt"
 	"net/netip"
 	"slices"
 	"strings"
@@ -73,6 +74,11 @@ func spelledRules(f state.Family) []struct {
 	rule("from all unreachable proto 115", func(r *state.Rule) { r.Action, r.Table = state.RuleUnreachable, 0 })
 	rule("from all blackhole proto 115", func(r *state.Rule) { r.Action, r.Table = state.RuleBlackhole, 0 })
 	rule("from all prohibit proto 115", func(r *state.Rule) { r.Action, r.Table = state.RuleProhibit, 0 })
+	target := uint32(11001 + len(cases))
+	rule(fmt.Sprintf("from all fwmark 0x1/0xff iif lo goto %d proto 115", target), func(r *state.Rule) {
+		r.Action, r.Table, r.Target, r.Mark, r.Mask, r.IIF = state.Goto, 0, target, 1, 0xff, "lo"
+	})
+	rule("from all nop proto 115", func(r *state.Rule) { r.Action, r.Table = state.Nop, 0 })
 	rule("from all lookup 101 proto static", func(r *state.Rule) { r.Protocol = unix.RTPROT_STATIC })
 	return cases
 }
@@ -178,7 +184,7 @@ func TestForeignRuleFieldsAreMarked(t *testing.T) {
 	enterNamespace(t)
 	h := openTestHost(t)
 	for i, line := range []string{
-		"goto 32766", "l3mdev", "fwmark 0x1/0 lookup 101", "realms 3/4 lookup 101", "tun_id 7 lookup 101",
+		"l3mdev", "fwmark 0x1/0 lookup 101", "realms 3/4 lookup 101", "tun_id 7 lookup 101",
 	} {
 		ip(t, "rule add "+line+" priority "+string(rune('1'+i))+" protocol 115")
 	}
@@ -186,8 +192,8 @@ func TestForeignRuleFieldsAreMarked(t *testing.T) {
 	if len(snapshot.Observed.Rules) != 0 {
 		t.Errorf("taken for own: %v", snapshot.Observed.Rules)
 	}
-	if len(snapshot.Facts.ForeignRules) != 5 {
-		t.Errorf("foreign rules are %v, want 5", snapshot.Facts.ForeignRules)
+	if len(snapshot.Facts.ForeignRules) != 4 {
+		t.Errorf("foreign rules are %v, want 4", snapshot.Facts.ForeignRules)
 	}
 }
 

@@ -29,6 +29,7 @@ type Request struct {
 	Protocol Protocol       // TCP, UDP or ICMP; ICMP is ICMPv6 for an IPv6 destination
 	To       netip.AddrPort // the port is not used by ICMP
 	From     netip.Addr     // the socket is bound to it; zero Addr: the kernel chooses
+	FromPort uint16         // of TCP and UDP; 0: the kernel chooses
 	Device   string         // the socket is bound to it (SO_BINDTODEVICE); "": not bound
 	Timeout  time.Duration  // for the whole exchange; 0: 800 ms
 }
@@ -110,22 +111,27 @@ func (h *Host) ask(ctx context.Context, r Request) (Reply, error) {
 // dial opens a connected socket in the calling thread's namespace.
 func dial(ctx context.Context, r Request) (net.Conn, error) {
 	d := net.Dialer{Control: func(_, _ string, c syscall.RawConn) error {
-		if r.Device == "" {
-			return nil
-		}
 		var failure error
-		err := c.Control(func(fd uintptr) { failure = unix.BindToDevice(int(fd), r.Device) })
+		err := c.Control(func(fd uintptr) {
+			if r.Device != "" {
+				failure = unix.BindToDevice(int(fd), r.Device)
+			}
+			if r.FromPort != 0 {
+				// The request before may not be over yet.
+				failure = errors.Join(failure, unix.SetsockoptInt(int(fd), unix.SOL_SOCKET, unix.SO_REUSEADDR, 1))
+			}
+		})
 		return errors.Join(err, failure)
 	}}
 	switch r.Protocol {
 	case TCP:
-		if r.From.IsValid() {
-			d.LocalAddr = &net.TCPAddr{IP: r.From.AsSlice()}
+		if r.From.IsValid() || r.FromPort != 0 {
+			d.LocalAddr = &net.TCPAddr{IP: r.From.AsSlice(), Port: int(r.FromPort)}
 		}
 		return d.DialContext(ctx, "tcp", r.To.String())
 	case UDP:
-		if r.From.IsValid() {
-			d.LocalAddr = &net.UDPAddr{IP: r.From.AsSlice()}
+		if r.From.IsValid() || r.FromPort != 0 {
+			d.LocalAddr = &net.UDPAddr{IP: r.From.AsSlice(), Port: int(r.FromPort)}
 		}
 		return d.DialContext(ctx, "udp", r.To.String())
 	case ICMP:

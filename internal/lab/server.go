@@ -10,6 +10,7 @@ import (
 	"net/netip"
 	"strings"
 	"sync"
+	"syscall"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -42,6 +43,7 @@ func (h *Host) Serve(port uint16) (*Server, error) {
 		if listener, err = lc.Listen(context.Background(), "tcp", address); err != nil {
 			return err
 		}
+		lc.Control = shareUDP
 		for _, network := range []string{"udp4", "udp6"} {
 			conn, err := lc.ListenPacket(context.Background(), network, address)
 			if err != nil {
@@ -69,6 +71,14 @@ func (h *Host) Serve(port uint16) (*Server, error) {
 	}
 	h.lab.keep(s)
 	return s, nil
+}
+
+// shareUDP lets a transparent proxy of the host answer from this port of other
+// hosts' addresses.
+func shareUDP(_, _ string, c syscall.RawConn) error {
+	var failure error
+	err := c.Control(func(fd uintptr) { failure = unix.SetsockoptInt(int(fd), unix.SOL_SOCKET, unix.SO_REUSEADDR, 1) })
+	return errors.Join(err, failure)
 }
 
 // own runs serve until it returns, and closes c with the server or after serve.

@@ -37,6 +37,7 @@ type Facts struct {
 	ForeignRoutes []Route
 	IPVS          IPVSFacts
 	NFT           NFTFacts
+	Sockets       SocketFacts
 	// Marks are the numbers in use, now or earlier in this boot, by owner.
 	Marks map[Mark]bool
 	// Now is when the facts were read.
@@ -103,6 +104,8 @@ type Problem struct {
 	Subject string `json:"subject"`          // "uplink china", "rule 11400"
 	Text    string `json:"text"`             // what, why, and what to do
 	Origin  string `json:"origin,omitempty"` // the profile's place, "isp.toml:3"
+	// Error: connections fail, or are about to.
+	Error bool `json:"error,omitempty"`
 }
 
 // String is the problem on one line.

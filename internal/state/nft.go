@@ -31,8 +31,9 @@ type NFChain struct {
 // Priorities of chains. A mark is set after the connection is known and before
 // others translate its addresses; sisod's own translations come at the usual place.
 const (
-	PriorityMangle = -150
-	PrioritySource = 100
+	PriorityMangle   = -150
+	PriorityCaptured = PriorityMangle + 1 // after the connection has its mark
+	PrioritySource   = 100
 )
 
 // NFRule is a rule: every match must hold, in order, for the statements to act.
@@ -69,6 +70,7 @@ func NewNFTable(chains []NFChain) NFTable {
 // its own to those of others.
 type NFRules struct {
 	Incoming  []NFRule // whatever comes in by an interface
+	Captured  []NFRule // the same, after that: what goes to transparent sockets
 	Delivered []NFRule // what has arrived at this host
 	Forwarded []NFRule // what only passes
 	Sent      []NFRule // what this host sends; a changed mark has its way looked up again
@@ -80,6 +82,7 @@ type NFRules struct {
 func (d *Desired) AddPackets(r NFRules) {
 	p := &d.packets
 	p.Incoming = append(p.Incoming, r.Incoming...)
+	p.Captured = append(p.Captured, r.Captured...)
 	p.Delivered = append(p.Delivered, r.Delivered...)
 	p.Forwarded = append(p.Forwarded, r.Forwarded...)
 	p.Sent = append(p.Sent, r.Sent...)
@@ -89,6 +92,7 @@ func (d *Desired) AddPackets(r NFRules) {
 	slices.SortStableFunc(p.Translate, func(x, y NFRule) int { return cmp.Compare(x.masquerades(), y.masquerades()) })
 	d.NFTable = NewNFTable([]NFChain{
 		{Name: "incoming", Type: "filter", Hook: "prerouting", Priority: PriorityMangle, Rules: p.Incoming},
+		{Name: "captured", Type: "filter", Hook: "prerouting", Priority: PriorityCaptured, Rules: p.Captured},
 		{Name: "delivered", Type: "filter", Hook: "input", Priority: PriorityMangle, Rules: p.Delivered},
 		{Name: "forwarded", Type: "filter", Hook: "forward", Priority: PriorityMangle, Rules: p.Forwarded},
 		{Name: "sent", Type: "route", Hook: "output", Priority: PriorityMangle, Rules: p.Sent},
@@ -120,6 +124,8 @@ func priorityName(p int32) string {
 	switch p {
 	case PriorityMangle:
 		return "mangle"
+	case PriorityCaptured:
+		return "mangle + 1"
 	case PrioritySource:
 		return "srcnat"
 	}
@@ -213,11 +219,17 @@ type (
 	}
 	// NFForeignSource matches packets whose source is no address of the host.
 	NFForeignSource struct{}
-	// NFElsewhere matches packets to one host that is not this one.
-	NFElsewhere struct{}
-	// NFTransparentSocket matches packets of a transparent socket that is bound to
-	// their very destination.
+	// NFDestination matches packets to a kind of address: "local", "unicast" …
+	NFDestination struct {
+		Not  bool
+		Type string
+	}
+	// NFTransparentSocket matches packets of a transparent socket. A socket that is
+	// no more than a memory of its connection (TIME_WAIT) has no other property.
 	NFTransparentSocket struct{}
+	// NFWildcardSocket matches packets of a socket that is bound to every address,
+	// or, with Not, to one.
+	NFWildcardSocket struct{ Not bool }
 	// NFTransparentProxy gives the packet to a socket of the host. The zero Addr is
 	// the interface's own, port 0 the packet's own.
 	NFTransparentProxy struct {
@@ -260,8 +272,9 @@ func (NFFamily) nfStatement()            {}
 func (NFTransport) nfStatement()         {}
 func (NFDestinationPort) nfStatement()   {}
 func (NFForeignSource) nfStatement()     {}
-func (NFElsewhere) nfStatement()         {}
+func (NFDestination) nfStatement()       {}
 func (NFTransparentSocket) nfStatement() {}
+func (NFWildcardSocket) nfStatement()    {}
 func (NFTransparentProxy) nfStatement()  {}
 func (NFOriginal) nfStatement()          {}
 func (NFRedirected) nfStatement()        {}
@@ -336,9 +349,13 @@ func (s NFDestinationPort) String() string {
 
 func (NFForeignSource) String() string { return "fib saddr type != local" }
 
-func (NFElsewhere) String() string { return "fib daddr type unicast" }
+func (s NFDestination) String() string { return "fib daddr type " + not(s.Not) + s.Type }
 
-func (NFTransparentSocket) String() string { return "socket transparent 1 socket wildcard 0" }
+func (NFTransparentSocket) String() string { return "socket transparent 1" }
+
+func (s NFWildcardSocket) String() string {
+	return map[bool]string{false: "socket wildcard 1", true: "socket wildcard 0"}[s.Not]
+}
 
 func (s NFTransparentProxy) String() string {
 	to := ""

@@ -3,6 +3,9 @@ package state
 // Rows of the rule layout, counted from the first priority of sisod's window.
 // Lower is asked first.
 const (
+	RowReverse      = 0   // looks at captured packets by the reverse-path filter go on at RowUncaptured
+	RowCaptured     = 1   // captured packets, to this host
+	RowUncaptured   = 49  // nothing but a place
 	RowReturn       = 50  // return path of a nat real server, before main's neighbours
 	RowRoom         = 60  // to the director of a fullnat real server, with an MSS that leaves room
 	RowNeighbours   = 100 // main, for what it sends by interfaces that are no uplink

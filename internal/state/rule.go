@@ -15,13 +15,15 @@ type RuleAction uint8
 // The actions that sisod writes.
 const (
 	Lookup          RuleAction = 1
+	Goto            RuleAction = 2
+	Nop             RuleAction = 3 // a place to go to
 	RuleBlackhole   RuleAction = 6
 	RuleUnreachable RuleAction = 7
 	RuleProhibit    RuleAction = 8
 )
 
 var ruleActions = map[RuleAction]string{
-	Lookup: "lookup", RuleBlackhole: "blackhole", RuleUnreachable: "unreachable", RuleProhibit: "prohibit",
+	Lookup: "lookup", Goto: "goto", Nop: "nop", RuleBlackhole: "blackhole", RuleUnreachable: "unreachable", RuleProhibit: "prohibit",
 }
 
 // String is the action as ip rule spells it.
@@ -81,6 +83,7 @@ type Rule struct {
 	UIDs     UIDRange
 	Action   RuleAction
 	Table    uint32 // 0 unless Action is Lookup
+	Target   uint32 // the priority that Goto goes on at, a greater one; else 0
 	// SuppressPrefixLength drops a decision of the table whose prefix is no
 	// longer than this; Unset keeps all.
 	SuppressPrefixLength int
@@ -172,6 +175,9 @@ func (r Rule) selector(n Names, all string) string {
 	}
 	if r.Action != Lookup {
 		word("%s", r.Action)
+		if r.Action == Goto {
+			word("%d", r.Target)
+		}
 		return b.String()
 	}
 	word("lookup %s", n.Table(r.Table))
