@@ -8,6 +8,7 @@ LDFLAGS     = -s -w -X main.version=$(VERSION)
 # Live tests run programs in namespaces and measure nothing by the clock, but
 # a machine that is busy needs time.
 TEST_TIMEOUT ?= 15m
+LAB_TIMEOUT  ?= 45m
 
 .PHONY: help build demo test lab boot-test test-pure lint package package-test schema fmt bench bench-lvs stockvm tools clean
 
@@ -29,8 +30,8 @@ test: tools
 ## lab        the tests that need IPVS and tunnels, on Debian's stock kernel in a virtual machine
 lab: build stockvm
 	go test -tags stock -timeout $(TEST_TIMEOUT) ./internal/lab/stockvm
-	go test -tags stock -timeout $(TEST_TIMEOUT) -exec "$(CURDIR)/bin/stockvm exec" ./internal/kernel
-	SISOD_BINARY=$(CURDIR)/bin/sisod go test -tags stock -timeout $(TEST_TIMEOUT) -run Stock -exec "$(CURDIR)/bin/stockvm exec" ./cmd/sisod
+	go test -tags stock -timeout $(LAB_TIMEOUT) -exec "$(CURDIR)/bin/stockvm exec" ./internal/kernel
+	SISOD_BINARY=$(CURDIR)/bin/sisod go test -tags stock -timeout $(LAB_TIMEOUT) -run Stock -exec "$(CURDIR)/bin/stockvm exec" ./cmd/sisod
 
 ## boot-test  the packages in a whole Debian with systemd: boot, reload, upgrade, removal
 boot-test: tools

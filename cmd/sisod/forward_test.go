@@ -225,9 +225,7 @@ func TestNeighboursReachAddressesOfTheOtherUplink(t *testing.T) {
 								out = ""
 							}
 						}
-						for _, c := range conversations(n.Host, n.Address.All()[v6], to, n.Link, out, direct) {
-							list = append(list, c)
-						}
+						list = append(list, conversations(n.Host, n.Address.All()[v6], to, n.Link, out, direct)...)
 					}
 				}
 				return list

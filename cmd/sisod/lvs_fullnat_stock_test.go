@@ -194,9 +194,9 @@ func TestStockFullNATChangesTheSourceOfItsServicesAlone(t *testing.T) {
 
 func TestStockFullNATTakesPacketsWithAMark(t *testing.T) {
 	l := newFullNAT(t)
-	run(t, l.Director, "nft", fmt.Sprintf(`add table inet firewall
+	run(t, l.Director, "nft", `add table inet firewall
 		add chain inet firewall marks { type filter hook prerouting priority mangle; }
-		add rule inet firewall marks tcp dport { 80, 443, 8000 } meta mark set 7`))
+		add rule inet firewall marks tcp dport { 80, 443, 8000 } meta mark set 7`)
 	l.profile(t, l.Director, `
 		[director.web]
 		mode = "fullnat"

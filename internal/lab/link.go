@@ -92,8 +92,8 @@ func (h *Host) serves(link string, linkLocal bool) error {
 	if dev.Attrs().RawFlags&unix.IFF_LOWER_UP == 0 {
 		return fmt.Errorf("%s of %s has no carrier", link, h.Name)
 	}
-	if !linkLocal {
-		return nil
+	if err := h.settled(dev); err != nil || !linkLocal {
+		return err
 	}
 	addrs, err := h.links.AddrList(dev, netlink.FAMILY_V6)
 	if err != nil {
@@ -140,7 +140,8 @@ func (h *Host) Bridge(name string, ports []string, addresses ...string) error {
 	return Wait(h.lab.ctx, func() error { return h.serves(name, true) })
 }
 
-// Addr adds addresses, spelled as in End, to a link.
+// Addr adds addresses, spelled as in End, to a link. On a link that has a carrier
+// they answer when it returns.
 func (h *Host) Addr(link string, addresses ...string) error {
 	dev, err := h.link(link)
 	if err != nil {
@@ -153,6 +154,25 @@ func (h *Host) Addr(link string, addresses ...string) error {
 		}
 		if err := h.links.AddrAdd(dev, a); err != nil {
 			return fmt.Errorf("add address %s to %s of %s: %w", text, link, h.Name, err)
+		}
+	}
+	if dev.Attrs().RawFlags&unix.IFF_LOWER_UP == 0 {
+		return nil
+	}
+	return Wait(h.lab.ctx, func() error { return h.settled(dev) })
+}
+
+// settled says which address of a link does not answer yet: without duplicate
+// address detection too, the kernel takes an IPv6 address into use behind the
+// back of whoever adds it (net/ipv6/addrconf.c, addrconf_dad_work).
+func (h *Host) settled(dev netlink.Link) error {
+	addrs, err := h.links.AddrList(dev, netlink.FAMILY_V6)
+	if err != nil {
+		return fmt.Errorf("list addresses of %s of %s: %w", dev.Attrs().Name, h.Name, err)
+	}
+	for _, a := range addrs {
+		if a.Flags&unix.IFA_F_TENTATIVE != 0 {
+			return fmt.Errorf("%s of %s on %s is tentative", a.IP, dev.Attrs().Name, h.Name)
 		}
 	}
 	return nil
