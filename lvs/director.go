@@ -223,6 +223,7 @@ func (b *builder) drain() {
 	}
 	slices.SortFunc(removed, func(x, y state.Destination) int { return strings.Compare(x.String(), y.String()) })
 	deputies := map[state.ServiceKey]string{}
+	var translated []state.ServiceKey // that are no longer wanted
 	for _, have := range removed {
 		key := have.DestinationKey
 		_, wanted := b.limits[key.Service]
@@ -255,6 +256,9 @@ func (b *builder) drain() {
 			b.Services[key.Service] = b.observed.Services[key.Service]
 		}
 		b.keepFor(key.Service.Addr)
+		if !wanted && !slices.Contains(translated, key.Service) {
+			translated = append(translated, key.Service)
+		}
 		b.later(min(left, drainInterval))
 		if begun {
 			b.Problems = append(b.Problems, state.Problem{
@@ -266,6 +270,7 @@ func (b *builder) drain() {
 			})
 		}
 	}
+	b.keepTranslating(translated)
 }
 
 // passOver has a service's scheduler give nothing to a real server that drains,

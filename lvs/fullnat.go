@@ -4,6 +4,7 @@ import (
 	"cmp"
 	"net/netip"
 	"slices"
+	"strings"
 
 	"github.com/sisod/sisod/internal/state"
 	"github.com/sisod/sisod/profiles"
@@ -99,7 +100,7 @@ func (b *builder) firstPackets(d *profiles.Director, f state.Family) []state.NFR
 		case key.Mark != 0:
 			for _, r := range d.RealServers {
 				if family(r.Address) == f {
-					list = append(list, state.NFRule{state.NFMark{Mask: ^b.config.Settings.MarkMask, Value: key.Mark}, state.NFRedirected{Addr: r.Address}})
+					list = append(list, state.NFRule{b.marked(key), state.NFRedirected{Addr: r.Address}})
 				}
 			}
 		default:
@@ -155,6 +156,32 @@ func takeTurns(match state.NFRule, pool []netip.Addr) []state.NFRule {
 		rules = append(rules, append(r, state.NFSourceNAT{Addr: a}))
 	}
 	return rules
+}
+
+// keepTranslating keeps the chain of translations while connections of services
+// drain that had one. What it says is never asked of them any more, but when the
+// last such chain of a host goes, the kernel translates nothing (net/netfilter/
+// nf_nat_core.c, nf_nat_unregister_fn).
+func (b *builder) keepTranslating(drained []state.ServiceKey) {
+	var packets state.NFRules
+	for _, key := range drained {
+		match := state.NFRule{original(key)}
+		if key.Mark != 0 {
+			match = state.NFRule{b.marked(key)}
+		}
+		if strings.Contains(b.observed.NFTable.Text, match.String()+" ") {
+			packets.Translate = append(packets.Translate, append(match, state.NFAccept{}))
+		}
+	}
+	if len(packets.Translate) > 0 {
+		slices.SortFunc(packets.Translate, func(x, y state.NFRule) int { return cmp.Compare(x.String(), y.String()) })
+		b.AddPackets(packets)
+	}
+}
+
+// marked matches the packets of a mark's service.
+func (b *builder) marked(key state.ServiceKey) state.NFMark {
+	return state.NFMark{Mask: ^b.config.Settings.MarkMask, Value: key.Mark}
 }
 
 // clamps lower what SYN-ACKs of a director's services announce, so that full

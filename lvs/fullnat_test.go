@@ -64,7 +64,7 @@ func rulesOf(d state.Desired) string {
 }
 
 func TestFullNATTellsItsConnectionsFromOthers(t *testing.T) {
-	const original = "ct original protocol tcp ct original ip daddr 203.0.113.1"
+	const original = "meta l4proto tcp ct original ip daddr 203.0.113.1"
 	web, all := profiles.Port{Protocol: "tcp", Number: 80}, profiles.Port{Protocol: "tcp"}
 	plain := hidden("plain", profiles.Port{Protocol: "tcp", Number: 443})
 	plain.Mode, plain.SNAT = profiles.NAT, nil
@@ -93,7 +93,7 @@ func TestFullNATTellsItsConnectionsFromOthers(t *testing.T) {
 				original + " snat ip to 10.0.0.6\n"},
 		// The way to the real servers is the narrower one.
 		{"room", wanted(factsOfDirector(), roomy),
-			"ct direction reply " + original + " ct original proto-dst 80 tcp flags & (syn | ack) == syn | ack tcp option maxseg size set 1352\n" +
+			"ct direction reply " + original + " ct original proto-dst 80 tcp flags syn,ack / syn,ack tcp option maxseg size set 1352\n" +
 				original + " ct original proto-dst 80 numgen inc mod 2 0 snat ip to 10.0.0.5\n" +
 				original + " ct original proto-dst 80 snat ip to 10.0.0.6\n"},
 		{"a source is not there", wanted(factsOfDirector(), absent),

@@ -128,7 +128,7 @@ func TestStockFullNATServesEverybodyThroughServersWithoutAWayBack(t *testing.T) 
 		}
 	}
 	// What an uplink would do with the source of all that leaves comes second.
-	followed := strings.Replace(fullNATDirector("fullnat", wholePool), "[uplink.service]", "[uplink.service]\nmasquerade = true\nforward = true", 1)
+	followed := strings.Replace(fullNATDirector("fullnat", wholePool), "[uplink.service]", "[uplink.service]\nmasquerade = true", 1)
 	l.profile(t, l.Director, followed+`
 		[director.names]
 		mode = "fullnat"

@@ -372,7 +372,7 @@ func (s NFTransparentProxy) String() string {
 }
 
 func (s NFOriginal) String() string {
-	text := fmt.Sprintf("ct original protocol %s ct original %s daddr %s", spellIPProto(s.Protocol), nfFamily(familyOf(s.Addr)), s.Addr)
+	text := fmt.Sprintf("meta l4proto %s ct original %s daddr %s", spellIPProto(s.Protocol), nfFamily(familyOf(s.Addr)), s.Addr)
 	if s.Port != 0 {
 		text += fmt.Sprintf(" ct original proto-dst %d", s.Port)
 	}
@@ -396,7 +396,7 @@ func (s NFSetSource) String() string {
 	return fmt.Sprintf("%s saddr set %s", nfFamily(familyOf(s.Addr)), s.Addr)
 }
 
-func (NFSynAck) String() string { return "tcp flags & (syn | ack) == syn | ack" }
+func (NFSynAck) String() string { return "tcp flags syn,ack / syn,ack" }
 
 func (s NFMaxSegment) String() string { return fmt.Sprintf("tcp option maxseg size set %d", s.Size) }
 
