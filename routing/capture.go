@@ -47,12 +47,18 @@ func (b *builder) captures() {
 	b.Origins[mine] = b.config.Captures[0].Pos.Short()
 	ways := b.capturedWays()
 	b.captureRoutes(mine, ways)
-	b.packets.Captured = append(b.packets.Captured, state.NFRule{state.NFDestination{Type: "local"}, state.NFAccept{}})
+	first := b.config.Captures[0].Pos.Short()
+	b.captured(first, state.NFRule{state.NFDestination{Type: "local"}, state.NFAccept{}})
 	b.transparent(mine, ways)
 	for i := range b.config.Captures {
 		b.capture(&b.config.Captures[i], mine, ways)
 		b.listeners(&b.config.Captures[i])
 	}
+}
+
+// captured adds a rule about what is for the proxies.
+func (b *builder) captured(origin string, r state.NFRule) {
+	b.packets.Captured = append(b.packets.Captured, b.Ask(origin, r))
 }
 
 // taken are the numbers of marks that somebody has.
@@ -151,6 +157,7 @@ func capturesFamily(c *profiles.Capture, f state.Family) bool {
 // it. Sockets that wait for connections to any address are not meant: what they
 // get is said by capture.
 func (b *builder) transparent(mine state.Mark, ways []capturedWay) {
+	first := b.config.Captures[0].Pos.Short()
 	protocols := map[uint8]bool{}
 	for _, c := range b.config.Captures {
 		for _, s := range c.Services {
@@ -162,7 +169,7 @@ func (b *builder) transparent(mine state.Mark, ways []capturedWay) {
 	}
 	add := func(m state.Mark, matches ...state.NFStatement) {
 		matches = append(matches, state.NFDestination{Not: true, Type: "multicast"}, state.NFSetMark{Mask: m.Mask, Value: m.Value()}, state.NFAccept{})
-		b.packets.Captured = append(b.packets.Captured, matches)
+		b.captured(first, matches)
 	}
 	bound := state.NFWildcardSocket{Not: true}
 	for _, p := range []uint8{protocolTCP, protocolUDP, protocolICMP, protocolICMPv6} {
@@ -181,7 +188,7 @@ func (b *builder) transparent(mine state.Mark, ways []capturedWay) {
 		// is bound in vain (net/netfilter/nft_socket.c, sk_fullsock), and the server's
 		// last segments are still for it. No connection begins in direction reply.
 		reply := state.NFDirection{Reply: true}
-		b.packets.Captured = append(b.packets.Captured, state.NFRule{of, reply, state.NFTransparentSocket{}, state.NFWildcardSocket{}, state.NFAccept{}})
+		b.captured(first, state.NFRule{of, reply, state.NFTransparentSocket{}, state.NFWildcardSocket{}, state.NFAccept{}})
 		add(mine, of, reply, state.NFTransparentSocket{})
 	}
 }
@@ -215,7 +222,7 @@ func (b *builder) capture(c *profiles.Capture, mine state.Mark, ways []capturedW
 					// (net/ipv6/netfilter/nft_fib_ipv6.c); a proxy needs none.
 					rule = append(rule, state.NFDestination{Not: true, Type: "multicast"}, state.NFDestination{Not: true, Type: "anycast"})
 				}
-				b.packets.Captured = append(b.packets.Captured, append(rule,
+				b.captured(c.Pos.Short(), append(rule,
 					state.NFTransparentProxy{Family: f, Addr: c.Listen.Addr, Port: c.Listen.PortFor(s)},
 					state.NFSetMark{Mask: m.Mask, Value: m.Value()}, state.NFAccept{}))
 			}

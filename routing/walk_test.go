@@ -72,10 +72,6 @@ func (m *model) apply(s state.Step) {
 		} else {
 			m.names[o] = true
 		}
-	case state.Device:
-		set(m.roles.Devices, o, s.Op)
-	case state.VIP:
-		set(m.roles.VIPs, o, s.Op)
 	case state.Mark:
 		set(m.roles.Marks, o, s.Op)
 	case state.NFTable:
@@ -86,6 +82,10 @@ func (m *model) apply(s state.Step) {
 		if s.Op.Removes() {
 			m.roles.NFTable = state.NFTable{}
 		}
+	case state.Device:
+		set(m.roles.Devices, o, s.Op)
+	case state.VIP:
+		set(m.roles.VIPs, o, s.Op)
 	case state.Timeouts:
 		if s.Op == state.Restore {
 			m.before.Timeouts = nil

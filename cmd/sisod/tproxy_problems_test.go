@@ -196,6 +196,10 @@ func TestRoomForConnectionsIsShownAndReported(t *testing.T) {
 	if err := p.Host.Sysctl("net/ipv4/ip_local_port_range=40000 40019"); err != nil {
 		t.Fatal(err)
 	}
+	// A proxy that takes the client's own port by chance shares its tracked connection.
+	if err := p.lan.Host.Sysctl("net/ipv4/ip_local_port_range=50000 59999"); err != nil {
+		t.Fatal(err)
+	}
 	server := p.Uplinks[0].Remote.V4
 	connects(t, p.Host, netip.AddrPortFrom(server, 8080)) // its own is none of the proxy's
 	var open []net.Conn
@@ -203,7 +207,7 @@ func TestRoomForConnectionsIsShownAndReported(t *testing.T) {
 		t.Helper()
 		wait(t, func() error {
 			if have := strings.Count(run(t, p.Host, "ss", "-tanH", "state", how, "src", p.lan.Address.V4.String(), "dport = :8080"), "\n"); have != n {
-				return fmt.Errorf("ss shows %d %s connections to servers, want %d", have, how, n)
+				return fmt.Errorf("ss shows %d %s connections to servers, want %d, and in all\n%s", have, how, n, run(t, p.Host, "ss", "-tano"))
 			}
 			return nil
 		})

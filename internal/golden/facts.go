@@ -27,7 +27,8 @@ import (
 //	foreign rule PRIORITY [from P] [fwmark N/N] lookup N
 //	sysctl PATH VALUE
 //	skipped em1 N
-//	ipvs missing WHY… | nft missing WHY…
+//	ipvs missing WHY… | nft missing WHY… | tproxy none WHY…
+//	listening tcp|udp A PORT
 //	foreign service tcp 192.0.2.1:80 SCHEDULER
 //	connections tcp 192.0.2.1:80 10.0.0.7:80 ACTIVE INACTIVE
 //	now SECONDS
@@ -101,6 +102,11 @@ func parseFacts(t *testing.T, file string) state.Facts {
 			f.IPVS.Connections[key] = state.Connections{Active: number(w[4]), Inactive: number(w[5])}
 		case "ipvs":
 			f.IPVS.Missing = strings.Join(w[2:], " ")
+		case "listening":
+			f.Sockets.Listening = append(f.Sockets.Listening, state.Listening{
+				Port: state.Port{Protocol: uint8(state.TransportNamed(w[1])), Number: uint16(number(w[3]))}, Addr: netip.MustParseAddr(w[2]), Transparent: true})
+		case "tproxy":
+			f.NFT.NoProxy = strings.Join(w[2:], " ")
 		case "nft":
 			f.NFT.Missing = strings.Join(w[2:], " ")
 		case "stray":

@@ -109,7 +109,9 @@ func (s *Server) Close() error {
 	s.mu.Unlock()
 	var errs []error
 	for c := range open {
-		errs = append(errs, c.Close())
+		if err := c.Close(); !errors.Is(err, net.ErrClosed) {
+			errs = append(errs, err)
+		}
 	}
 	s.wait.Wait()
 	return errors.Join(errs...)
