@@ -30,8 +30,8 @@ test: tools
 ## lab        the tests that need IPVS and tunnels, on Debian's stock kernel in a virtual machine
 lab: build stockvm
 	go test -tags stock -timeout $(TEST_TIMEOUT) ./internal/lab/stockvm
-	go test -tags stock -timeout $(LAB_TIMEOUT) -exec "$(CURDIR)/bin/stockvm exec" ./internal/kernel
-	SISOD_BINARY=$(CURDIR)/bin/sisod go test -tags stock -timeout $(LAB_TIMEOUT) -run Stock -exec "$(CURDIR)/bin/stockvm exec" ./cmd/sisod
+	go test -tags stock -timeout $(LAB_TIMEOUT) -exec "$(CURDIR)/bin/stockvm exec -timeout $(LAB_TIMEOUT)" ./internal/kernel
+	SISOD_BINARY=$(CURDIR)/bin/sisod go test -tags stock -timeout $(LAB_TIMEOUT) -run Stock -exec "$(CURDIR)/bin/stockvm exec -timeout $(LAB_TIMEOUT)" ./cmd/sisod
 
 ## boot-test  the packages in a whole Debian with systemd: boot, reload, upgrade, removal
 boot-test: tools
