@@ -37,7 +37,6 @@ func Add(d *state.Desired, c *profiles.Config, tables map[string]uint32, f state
 	b.fullNATs()
 	b.drain()
 	b.host()
-	d.Routes.Sort()
 }
 
 type builder struct {

@@ -121,9 +121,9 @@ func address(f field[string]) (netip.Addr, bool) {
 	return a, true
 }
 
-// prefix reads a field as a prefix, or complains. all is what to write for
+// asPrefix reads a field as a prefix, or complains. all is what to write for
 // every address.
-func prefix(f field[string], all string) (netip.Prefix, bool) {
+func asPrefix(f field[string], all string) (netip.Prefix, bool) {
 	if !f.ok {
 		return netip.Prefix{}, false
 	}

@@ -151,14 +151,10 @@ func (b *builder) overlaps(c *Config) {
 					if earlier.File == "" || earlier.File == list.File {
 						continue
 					}
-					n4, first := common(list.IPv4, earlier.IPv4)
-					n6, first6 := common(list.IPv6, earlier.IPv6)
-					if n4 == 0 {
-						first = first6
-					}
-					if n := n4 + n6; n > 0 {
+					both := list.Prefixes.Common(earlier.Prefixes)
+					if n := both.Len(); n > 0 {
 						at.bad(fmt.Sprintf("%s of this list %s in %s of uplink %s as well (%s), first %s",
-							plural(n, "prefix", "prefixes"), isAre(n), earlier.File, other.Name, earlier.Pos, first),
+							plural(n, "prefix", "prefixes"), isAre(n), earlier.File, other.Name, earlier.Pos, both.At(0)),
 							oneUplink+": take it out of one of the two")
 					}
 				}
@@ -177,42 +173,11 @@ func (b *builder) listed(c *Config, uplink int, inline PrefixList, at *node) {
 			if list.File == "" {
 				continue
 			}
-			n4, first := common(inline.IPv4, list.IPv4)
-			n6, first6 := common(inline.IPv6, list.IPv6)
-			if n4 == 0 {
-				first = first6
-			}
-			if n4+n6 > 0 {
-				at.bad(fmt.Sprintf("%s is in %s of uplink %s as well (%s)", first, list.File, other.Name, list.Pos), oneUplink)
+			if both := inline.Prefixes.Common(list.Prefixes); both.Len() > 0 {
+				at.bad(fmt.Sprintf("%s is in %s of uplink %s as well (%s)", both.At(0), list.File, other.Name, list.Pos), oneUplink)
 			}
 		}
 	}
-}
-
-// common counts the members of sorted a that are in sorted b, and returns the
-// first. A short list is looked up in a long one.
-func common(a, b []netip.Prefix) (n int, first netip.Prefix) {
-	if len(a) > len(b) {
-		a, b = b, a
-	}
-	for _, p := range a {
-		at, found := 0, false
-		if len(a) < len(b)/32 {
-			at, found = slices.BinarySearchFunc(b, p, netip.Prefix.Compare)
-		} else {
-			for at < len(b) && b[at].Compare(p) < 0 {
-				at++
-			}
-			found = at < len(b) && b[at] == p
-		}
-		b = b[at:]
-		if found {
-			if n++; n == 1 {
-				first = p
-			}
-		}
-	}
-	return n, first
 }
 
 func plural(n int, one, many string) string {

@@ -10,6 +10,8 @@ import (
 	"net/netip"
 	"path/filepath"
 	"slices"
+
+	"github.com/sisod/sisod/internal/prefix"
 )
 
 // DefaultDir is where sisod.toml and the folder profiles are read from.
@@ -127,8 +129,8 @@ type Default struct {
 type PrefixList struct {
 	Pos  Position
 	File string // "" for an inline prefix
-	// IPv4 and IPv6 are sorted (netip.Prefix.Compare), masked, without duplicates.
-	IPv4, IPv6 []netip.Prefix
+	// Prefixes are masked.
+	Prefixes prefix.Set
 }
 
 // Rule is [[rule]]. Its fields are ip-rule(8)'s.

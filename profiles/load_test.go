@@ -85,7 +85,7 @@ func TestEverythingOfAnUplink(t *testing.T) {
 		{u.Routes[0].Dev, "em1"},
 		{u.Routes[0].Table, Table{Name: "china"}},
 		{u.Routes[1].Type + u.Routes[1].Dev, "unreachable"},
-		{u.To[0].IPv4, []netip.Prefix{netip.MustParsePrefix("198.51.100.0/24")}},
+		{u.To[0].Prefixes.String(), "[198.51.100.0/24]"},
 		{u.To[1].File, "reference.zone"},
 		{[]bool{u.Forward, u.Masquerade, u.Guard}, []bool{true, true, true}},
 		{u.RPFilter, "strict"},

@@ -6,11 +6,11 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"net/netip"
 	"path/filepath"
-	"slices"
 	"strings"
 	"unicode/utf8"
+
+	"github.com/sisod/sisod/internal/prefix"
 )
 
 // maxListErrors is the number of bad lines of one list that are shown.
@@ -51,8 +51,8 @@ func (b *builder) listFile(e *node, name string, u *Uplink, list *PrefixList) {
 		return
 	}
 	b.loader.errs = append(b.loader.errs, s.complaints()...)
-	list.IPv4, list.IPv6 = s.prefixes()
-	if len(s.errs) == 0 && len(list.IPv4)+len(list.IPv6) == 0 {
+	list.Prefixes = s.found.Set()
+	if len(s.errs) == 0 && list.Prefixes.Len() == 0 {
 		e.bad(fmt.Sprintf("%s holds no prefix", list.File), "a download that went wrong? To want nothing of it, take the entry out of `to`")
 	}
 }
@@ -65,8 +65,7 @@ type listScanner struct {
 	errs    Errors
 	more    int      // bad lines beyond those in errs
 	rest    Position // the first of them
-	ipv4    []uint64 // address<<8 | length: a quarter of the memory, and quick to sort
-	ipv6    []netip.Prefix
+	found   prefix.Builder
 	cutting bool
 }
 
@@ -104,8 +103,8 @@ func (s *listScanner) take(line []byte) {
 	if s.line == 1 {
 		line = bytes.TrimPrefix(line, []byte("\xef\xbb\xbf"))
 	}
-	if packed, ok := packIPv4(bytes.TrimRight(line, "\r\n")); ok {
-		s.ipv4 = append(s.ipv4, packed)
+	if address, length, ok := plainIPv4(bytes.TrimRight(line, "\r\n")); ok {
+		s.found.AddIPv4(address, length)
 		return
 	}
 	entry := line
@@ -129,10 +128,8 @@ func (s *listScanner) take(line []byte) {
 			bad = faultf("one prefix a line; a comment begins with # or ;", "%q is more than one prefix", entry)
 		}
 		s.complain(line, bytes.Index(line, entry), bad)
-	case p.Addr().Is4():
-		s.ipv4 = append(s.ipv4, pack(p))
 	default:
-		s.ipv6 = append(s.ipv6, p)
+		s.found.Add(p)
 	}
 }
 
@@ -162,58 +159,35 @@ func (s *listScanner) complaints() Errors {
 		Hint: "is this a list of prefixes at all? It has one prefix or address a line, and comments behind # or ;"})
 }
 
-// packIPv4 reads the common case, a network's a.b.c.d/n in its plainest
+// plainIPv4 reads the common case, a network's a.b.c.d/n in its plainest
 // spelling, without making garbage; all else is false and read by parsePrefix.
-func packIPv4(entry []byte) (uint64, bool) {
+func plainIPv4(entry []byte) (addr uint32, length uint8, ok bool) {
 	var address, field uint64
 	fields, width := 0, 0
 	for i, c := range entry {
 		switch {
 		case c >= '0' && c <= '9':
 			if width > 0 && field == 0 {
-				return 0, false
+				return 0, 0, false
 			}
 			field = field*10 + uint64(c-'0')
 			if width++; width > 3 || field > 255 {
-				return 0, false
+				return 0, 0, false
 			}
 		case width > 0 && (c == '.' && fields < 3 || c == '/' && fields == 3 && i > 0):
 			address = address<<8 | field
 			fields++
 			field, width = 0, 0
 		default:
-			return 0, false
+			return 0, 0, false
 		}
 	}
 	if fields != 4 || width == 0 || field == 0 || field > 32 {
-		return 0, false
+		return 0, 0, false
 	}
 	first := address >> 24
 	if address<<field&0xffffffff != 0 || first == 127 || first >= 224 && first < 240 {
-		return 0, false
+		return 0, 0, false
 	}
-	return address<<8 | field, true
-}
-
-func pack(p netip.Prefix) uint64 {
-	a := p.Addr().As4()
-	return uint64(a[0])<<32 | uint64(a[1])<<24 | uint64(a[2])<<16 | uint64(a[3])<<8 | uint64(p.Bits())
-}
-
-func unpack(v uint64) netip.Prefix {
-	return netip.PrefixFrom(netip.AddrFrom4([4]byte{byte(v >> 32), byte(v >> 24), byte(v >> 16), byte(v >> 8)}), int(v&0xff))
-}
-
-// prefixes returns both families sorted and without duplicates.
-func (s *listScanner) prefixes() (ipv4, ipv6 []netip.Prefix) {
-	slices.Sort(s.ipv4)
-	packed := slices.Compact(s.ipv4)
-	if len(packed) > 0 {
-		ipv4 = make([]netip.Prefix, len(packed))
-		for i, v := range packed {
-			ipv4[i] = unpack(v)
-		}
-	}
-	slices.SortFunc(s.ipv6, netip.Prefix.Compare)
-	return ipv4, slices.Clip(slices.Compact(s.ipv6))
+	return uint32(address), uint8(field), true
 }

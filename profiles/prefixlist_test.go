@@ -3,9 +3,10 @@ package profiles
 import (
 	"fmt"
 	"net/netip"
-	"slices"
 	"strings"
 	"testing"
+
+	"github.com/sisod/sisod/internal/prefix"
 )
 
 func TestAPrefixMayStandTwiceInOneUplink(t *testing.T) {
@@ -45,25 +46,27 @@ func TestListsAreSortedMaskedAndUnique(t *testing.T) {
 		t.Fatal(err)
 	}
 	list := c.Uplinks[0].To[0]
-	got := fmt.Sprint(list.IPv4, list.IPv6)
-	want := "[1.2.3.4/32 9.0.0.0/8 198.51.100.0/24 198.51.100.0/25 203.0.113.0/24] [2001:db8::/32 2001:db8::/128]"
-	if got != want || !slices.IsSortedFunc(list.IPv4, netip.Prefix.Compare) || !slices.IsSortedFunc(list.IPv6, netip.Prefix.Compare) {
+	got := list.Prefixes.String()
+	want := "[1.2.3.4/32 9.0.0.0/8 198.51.100.0/24 198.51.100.0/25 203.0.113.0/24 2001:db8::/32 2001:db8::/128]"
+	if got != want {
 		t.Errorf("got  %s\nwant %s", got, want)
 	}
 }
 
-func FuzzPackIPv4(f *testing.F) {
+func FuzzPlainIPv4(f *testing.F) {
 	for _, seed := range []string{"1.2.3.0/24", "0.0.0.0/0", "10.0.0.0/8", "1.2.3.4/32", "01.2.3.0/24", "1.2.3.0/024", "256.0.0.0/8", "1..2.0/8", "127.0.0.0/8", "239.0.0.0/8", "255.255.255.255/32"} {
 		f.Add(seed)
 	}
 	f.Fuzz(func(t *testing.T, text string) {
-		packed, ok := packIPv4([]byte(text))
+		address, length, ok := plainIPv4([]byte(text))
 		if !ok {
 			return
 		}
 		p, err := netip.ParsePrefix(text)
-		if err != nil || p != p.Masked() || unicast(p) != nil || unpack(packed) != p || pack(p) != packed {
-			t.Errorf("%q is read as %s (%v)", text, unpack(packed), err)
+		var b prefix.Builder
+		b.AddIPv4(address, length)
+		if got := b.Set().At(0); err != nil || p != p.Masked() || unicast(p) != nil || got != p {
+			t.Errorf("%q is read as %s (%v)", text, got, err)
 		}
 	})
 }
@@ -79,26 +82,7 @@ func TestAMillionPrefixesLoad(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if n := len(c.Uplinks[0].To[0].IPv4); n < 900000 {
+	if n := c.Uplinks[0].To[0].Prefixes.Len(); n < 900000 {
 		t.Fatalf("%d prefixes", n)
-	}
-}
-
-func TestLongAndShortListsShareTheSamePrefixes(t *testing.T) {
-	var long, short []netip.Prefix
-	for i := range 1000 {
-		p := netip.PrefixFrom(netip.AddrFrom4([4]byte{10, byte(i >> 8), byte(i), 0}), 24)
-		long = append(long, p)
-		if i%400 == 3 {
-			short = append(short, p)
-		}
-	}
-	for _, c := range []struct {
-		a, b []netip.Prefix
-		want int
-	}{{long, short, 3}, {short, long, 3}, {long, long[500:], 500}, {long[:500], long[500:], 0}, {nil, long, 0}} {
-		if n, first := common(c.a, c.b); n != c.want || n > 0 && first != slices.MaxFunc([]netip.Prefix{c.a[0], c.b[0]}, netip.Prefix.Compare) {
-			t.Errorf("%d in common, first %s; want %d", n, first, c.want)
-		}
 	}
 }

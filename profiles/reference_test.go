@@ -159,7 +159,7 @@ func TestReferenceLoads(t *testing.T) {
 	if len(c.RealServers) != 3 || len(c.Directors) != 3 || c.IPVS == nil || len(c.Captures) != 1 {
 		t.Errorf("%d real servers, %d directors, %v, %d captures", len(c.RealServers), len(c.Directors), c.IPVS, len(c.Captures))
 	}
-	if list := c.Uplinks[0].To[1]; len(list.IPv4) != 3 || len(list.IPv6) != 1 {
+	if list := c.Uplinks[0].To[1]; list.Prefixes.IPv4().Len() != 3 || list.Prefixes.IPv6().Len() != 1 {
 		t.Errorf("list of the reference: %v", list)
 	}
 }

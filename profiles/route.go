@@ -117,7 +117,7 @@ func (b *builder) routeTo(raw rawWay, r *Route) {
 		return
 	}
 	if f.v != "default" {
-		r.To, _ = prefix(f, `"0.0.0.0/0" or "::/0"`)
+		r.To, _ = asPrefix(f, `"0.0.0.0/0" or "::/0"`)
 		return
 	}
 	for _, n := range raw.Nexthops.items {

@@ -89,8 +89,8 @@ func (b *builder) rulePriority(raw rawRule, r *Rule) {
 // ruleFamily reads the addresses, which tell the family, and the key family.
 func (b *builder) ruleFamily(raw rawRule, r *Rule) {
 	const all = "leave the key out to match every address; for one family alone, add family"
-	from, fromOK := prefix(raw.From, all)
-	to, toOK := prefix(raw.To, all)
+	from, fromOK := asPrefix(raw.From, all)
+	to, toOK := asPrefix(raw.To, all)
 	if fromOK && toOK && from.Addr().Is4() != to.Addr().Is4() {
 		raw.To.at.bad(fmt.Sprintf("to is %s and from is %s", family(to.Addr()), family(from.Addr())), "a packet has addresses of one family: write two rules")
 		return

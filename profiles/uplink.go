@@ -6,6 +6,8 @@ import (
 	"net/netip"
 	"slices"
 	"strings"
+
+	"github.com/sisod/sisod/internal/prefix"
 )
 
 // Bounds of the sizes in bytes. The kernel cuts larger ones silently
@@ -196,7 +198,7 @@ func (b *builder) uplinkAddresses(raw rawUplink, u *Uplink) {
 func (b *builder) uplinkSources(raw rawUplink, u *Uplink) {
 	const all = "a source of everything would take the host's own traffic too: for that, add [uplink.NAME.default]"
 	for _, f := range raw.Sources.items {
-		p, ok := prefix(f, strings.Replace(all, "NAME", u.Name, 1))
+		p, ok := asPrefix(f, strings.Replace(all, "NAME", u.Name, 1))
 		if !ok {
 			continue
 		}
@@ -256,7 +258,7 @@ func (b *builder) inlineTo(f field[string], u *Uplink, list *PrefixList) {
 		f.at.bad(fmt.Sprintf("%q is not a prefix or an address", f.v), fmt.Sprintf("a file of prefixes has an @ before its name: %q", "@"+f.v))
 		return
 	}
-	p, ok := prefix(f, hint)
+	p, ok := asPrefix(f, hint)
 	if !ok {
 		return
 	}
@@ -271,11 +273,7 @@ func (b *builder) inlineTo(f field[string], u *Uplink, list *PrefixList) {
 	if !u.serves(f.at, p.Addr()) {
 		return
 	}
-	if p.Addr().Is4() {
-		list.IPv4 = []netip.Prefix{p}
-	} else {
-		list.IPv6 = []netip.Prefix{p}
-	}
+	list.Prefixes = prefix.Of(p)
 }
 
 func toHint(uplink string) string {

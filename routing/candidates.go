@@ -5,6 +5,7 @@ import (
 	"net/netip"
 	"slices"
 
+	"github.com/sisod/sisod/internal/prefix"
 	"github.com/sisod/sisod/internal/state"
 )
 
@@ -23,7 +24,7 @@ func (b *builder) destinations() {
 				continue
 			}
 			for _, l := range e.profile.To {
-				active = active || e.Active && len(prefixes(l.IPv4, l.IPv6, f)) > 0
+				active = active || e.Active && members(l.Prefixes, f).Len() > 0
 			}
 		}
 		if !active {
@@ -48,8 +49,8 @@ func (b *builder) destinations() {
 				continue
 			}
 			for _, l := range e.profile.To {
-				list := prefixes(l.IPv4, l.IPv6, f)
-				if len(list) == 0 {
+				list := members(l.Prefixes, f)
+				if list.Len() == 0 {
 					continue
 				}
 				if origin == "" {
@@ -59,7 +60,8 @@ func (b *builder) destinations() {
 					continue // it falls back to what comes after
 				}
 				w := e.way(table, state.DefaultMetric(f))
-				b.Routes.Add(w, without(list, networks)...)
+				// Neighbours on an uplink's network are reached on the link.
+				b.Routes.AddSet(w, list.Without(prefix.Of(slices.Collect(maps.Keys(networks))...)))
 				if b.Origins[w] == "" {
 					b.Origins[w] = l.Pos.Short()
 				}
@@ -69,22 +71,12 @@ func (b *builder) destinations() {
 	}
 }
 
-func prefixes(v4, v6 []netip.Prefix, f state.Family) []netip.Prefix {
+// members are the prefixes of one family.
+func members(s prefix.Set, f state.Family) prefix.Set {
 	if f == state.IPv6 {
-		return v6
+		return s.IPv6()
 	}
-	return v4
-}
-
-// without returns the members of list that are no network of an uplink: its
-// neighbours are reached on the link. It copies only when something has to go,
-// for a list may hold a million.
-func without(list []netip.Prefix, networks map[netip.Prefix]bool) []netip.Prefix {
-	network := func(p netip.Prefix) bool { return networks[p] }
-	if !slices.ContainsFunc(list, network) {
-		return list
-	}
-	return slices.DeleteFunc(slices.Clone(list), network)
+	return s.IPv4()
 }
 
 // defaults offers the candidates for the host's own default route. What main

@@ -49,7 +49,6 @@ func Desired(c *profiles.Config, t Tables, f state.Facts) (state.Desired, []*Exi
 	b.defaults()
 	b.freeRules()
 	b.freeRoutes()
-	b.Routes.Sort()
 	b.conflicts()
 	return b.Desired, b.exits
 }

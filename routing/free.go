@@ -7,6 +7,7 @@ import (
 	"slices"
 	"strconv"
 
+	"github.com/sisod/sisod/internal/prefix"
 	"github.com/sisod/sisod/internal/state"
 	"github.com/sisod/sisod/profiles"
 )
@@ -158,12 +159,11 @@ func (b *builder) conflicts() {
 			if w.Family != foreign.Family || w.Table != foreign.Table || w.Metric != foreign.Metric {
 				continue
 			}
-			i, found := slices.BinarySearchFunc(dsts, foreign.Dst, netip.Prefix.Compare)
-			if !found {
+			if !dsts.Has(foreign.Dst) {
 				continue
 			}
 			rival = true
-			b.Routes[w] = slices.Delete(slices.Clone(dsts), i, i+1)
+			b.Routes[w] = dsts.Without(prefix.Of(foreign.Dst))
 			b.Problems = append(b.Problems, state.Problem{
 				Subject: "table " + names.Table(w.Table),
 				Text: "a route of somebody else takes the place of sisod's: " + foreign.Spell(names) +

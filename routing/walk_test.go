@@ -60,7 +60,6 @@ func (m *model) observe() state.Observed {
 	for _, r := range m.routes {
 		o.Routes.Add(r.Way, r.Dst)
 	}
-	o.Routes.Sort()
 	return o
 }
 

@@ -15,12 +15,13 @@ var rooms = map[string]struct {
 	may  []string
 	pure bool
 }{
-	"profiles":             {nil, true},
-	"internal/state":       {nil, true},
-	"routing":              {[]string{"profiles", "internal/state"}, true},
+	"internal/prefix":      {nil, true},
+	"profiles":             {[]string{"internal/prefix"}, true},
+	"internal/state":       {[]string{"internal/prefix"}, true},
+	"routing":              {[]string{"profiles", "internal/prefix", "internal/state"}, true},
 	"lvs":                  {[]string{"profiles", "internal/state"}, true},
 	"internal/golden":      {[]string{"profiles", "routing", "lvs", "internal/state"}, true},
-	"internal/kernel":      {[]string{"internal/state"}, false},
+	"internal/kernel":      {[]string{"internal/prefix", "internal/state"}, false},
 	"internal/daemon":      {[]string{"profiles", "routing", "lvs", "internal/kernel", "internal/state"}, false},
 	"internal/lab":         {nil, false},
 	"internal/lab/vm":      {nil, false},

@@ -3,7 +3,6 @@ package main
 import (
 	"fmt"
 	"io"
-	"net/netip"
 	"os"
 	"strings"
 	"text/tabwriter"
@@ -76,12 +75,12 @@ func show(w io.Writer, pal palette, pass daemon.Pass, all bool) error {
 	for _, s := range plan.Steps {
 		switch o := s.Object.(type) {
 		case state.RouteSet:
-			if len(o.Dsts) > 64 && !all {
+			if o.Dsts.Len() > 64 && !all {
 				line(prefixOf(o.Family, "route ")+o.Spell(plan.Names), s.Origin)
 				continue
 			}
 			for r := range o.All() {
-				line(prefixOf(o.Family, "route ")+r.Spell(plan.Names), pass.Desired.Origin(state.RouteSet{Way: o.Way, Dsts: []netip.Prefix{r.Dst}}))
+				line(prefixOf(o.Family, "route ")+r.Spell(plan.Names), pass.Desired.Origin(state.One(r)))
 			}
 		case state.Rule:
 			line(prefixOf(o.Family, "rule ")+o.Spell(plan.Names), s.Origin)

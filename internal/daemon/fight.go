@@ -2,7 +2,6 @@ package daemon
 
 import (
 	"cmp"
-	"net/netip"
 	"slices"
 	"strings"
 	"time"
@@ -178,8 +177,7 @@ func (f *fights) isRepair(s state.Step, t trigger, links []state.Link) bool {
 		if s.Op.Removes() || t.links {
 			return false
 		}
-		_, found := slices.BinarySearchFunc(f.last.Routes[o.Way], o.Dsts[0], netip.Prefix.Compare)
-		return found
+		return f.last.Routes[o.Way].Has(o.Dsts.At(0))
 	case state.LinkGroup:
 		return s.Op == state.Replace && f.last.Groups[o.Link] == o.Group && !f.replaced(links, o.Link)
 	case state.Sysctl:

@@ -22,7 +22,7 @@ func newRing(t *testing.T) *ring {
 	r := &ring{t: t, f: newFights(), want: state.New(), now: noon, links: []state.Link{{Name: "em1", Index: 2}}}
 	r.want.Rules[state.NewRule(state.IPv4, 11800, 100)] = true
 	r.want.Rules[state.NewRule(state.IPv4, 11801, 100)] = true
-	r.want.Routes.Add(routeTo(100).Way, routeTo(100, "0.0.0.0/0", "10.0.0.0/8").Dsts...)
+	r.want.Routes.AddSet(routeTo(100).Way, routeTo(100, "0.0.0.0/0", "10.0.0.0/8").Dsts)
 	r.want.Groups["em1"] = 115
 	r.want.Sysctls["net/ipv4/conf/em1/rp_filter"] = "2"
 	r.want.Names[state.TableName{Number: 100, Name: "isp1"}] = true

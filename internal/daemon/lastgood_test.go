@@ -76,7 +76,7 @@ func TestLastGoodCopyIsWhole(t *testing.T) {
 	if err != nil || kept == nil {
 		t.Fatalf("load the copy: %v", err)
 	}
-	if u := kept.Uplinks[0]; u.Interface != "em1" || len(u.To) != 1 || len(u.To[0].IPv4) != 1 || u.Pos.File != profile {
+	if u := kept.Uplinks[0]; u.Interface != "em1" || len(u.To) != 1 || u.To[0].Prefixes.Len() != 1 || u.Pos.File != profile {
 		t.Errorf("the copy says %+v", u)
 	}
 }

@@ -1,7 +1,6 @@
 package daemon
 
 import (
-	"net/netip"
 	"time"
 
 	"github.com/sisod/sisod/internal/state"
@@ -17,8 +16,8 @@ type stepKey struct {
 // single one the route, and of a table of nftables its text.
 func keyOf(s state.Step) stepKey {
 	if set, ok := s.Object.(state.RouteSet); ok {
-		if len(set.Dsts) == 1 {
-			return stepKey{s.Op, state.Route{Dst: set.Dsts[0], Way: set.Way}}
+		if set.Dsts.Len() == 1 {
+			return stepKey{s.Op, state.Route{Dst: set.Dsts.At(0), Way: set.Way}}
 		}
 		return stepKey{s.Op, set.Way}
 	}
@@ -38,13 +37,13 @@ func apart(steps []state.Step) []state.Step {
 	var out []state.Step
 	for _, s := range steps {
 		set, ok := s.Object.(state.RouteSet)
-		if !ok || len(set.Dsts) > apartMost {
+		if !ok || set.Dsts.Len() > apartMost {
 			out = append(out, s)
 			continue
 		}
-		for _, dst := range set.Dsts {
+		for r := range set.All() {
 			one := s
-			one.Object = state.RouteSet{Way: set.Way, Dsts: []netip.Prefix{dst}}
+			one.Object = state.One(r)
 			out = append(out, one)
 		}
 	}

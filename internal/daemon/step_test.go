@@ -9,6 +9,7 @@ import (
 	"time"
 
 	"github.com/sisod/sisod/internal/kernel"
+	"github.com/sisod/sisod/internal/prefix"
 	"github.com/sisod/sisod/internal/state"
 )
 
@@ -20,9 +21,11 @@ func routeTo(table uint32, dsts ...string) state.RouteSet {
 		Family: state.IPv4, Table: table, Type: state.Unicast, Protocol: state.Protocol,
 		Hops: state.HopsOf(state.Hop{Via: netip.MustParseAddr("192.0.2.1"), Dev: "em1"}),
 	}}
+	var list []netip.Prefix
 	for _, d := range dsts {
-		set.Dsts = append(set.Dsts, netip.MustParsePrefix(d))
+		list = append(list, netip.MustParsePrefix(d))
 	}
+	set.Dsts = prefix.Of(list...)
 	return set
 }
 

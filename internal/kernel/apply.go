@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"net/netip"
 
 	"golang.org/x/sys/unix"
 
@@ -167,7 +166,7 @@ func (a *application) routes(ctx context.Context, start, end int) {
 			continue
 		}
 		sent := 0
-		for _, dst := range set.Dsts {
+		for dst := range set.Dsts.All() {
 			if len(w.entries) == batchMessages {
 				w.flush()
 				if ctx.Err() != nil {
@@ -177,7 +176,7 @@ func (a *application) routes(ctx context.Context, start, end int) {
 			w.put(i, state.Route{Dst: dst, Way: set.Way})
 			sent++
 		}
-		if sent < len(set.Dsts) {
+		if sent < set.Dsts.Len() {
 			if sent == 0 {
 				a.settle(i, stopped, nil)
 				w.next = i + 1
@@ -298,13 +297,13 @@ func (f *routeFailures) stop(sent int, err error) { f.sent, f.stopped = sent, er
 func (f *routeFailures) join(a *application, op state.Op, set state.RouteSet) error {
 	var errs []error
 	for _, x := range f.first {
-		errs = append(errs, a.wrap(op, state.RouteSet{Way: set.Way, Dsts: []netip.Prefix{x.route.Dst}}, x.err))
+		errs = append(errs, a.wrap(op, state.One(x.route), x.err))
 	}
 	if f.count > len(f.first) {
-		errs = append(errs, fmt.Errorf("%s route: %d more of %d failed", op, f.count-len(f.first), len(set.Dsts)))
+		errs = append(errs, fmt.Errorf("%s route: %d more of %d failed", op, f.count-len(f.first), set.Dsts.Len()))
 	}
 	if f.stopped != nil {
-		errs = append(errs, fmt.Errorf("%s route: stopped after %d of %d: %w", op, f.sent, len(set.Dsts), f.stopped))
+		errs = append(errs, fmt.Errorf("%s route: stopped after %d of %d: %w", op, f.sent, set.Dsts.Len(), f.stopped))
 	}
 	return errors.Join(errs...)
 }

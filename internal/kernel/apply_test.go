@@ -10,6 +10,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"github.com/sisod/sisod/internal/prefix"
 	"github.com/sisod/sisod/internal/state"
 )
 
@@ -41,13 +42,13 @@ func wayBy(f state.Family, table uint32) state.Way {
 		Hops: state.HopsOf(state.Hop{Via: netip.MustParseAddr(via), Dev: "em1", Weight: 1})}
 }
 
-// prefixes4 are n different /24 networks, sorted.
-func prefixes4(n int) []netip.Prefix {
-	list := make([]netip.Prefix, 0, n)
+// prefixes4 are n different /24 networks.
+func prefixes4(n int) prefix.Set {
+	var b prefix.Builder
 	for i := range n {
-		list = append(list, netip.PrefixFrom(netip.AddrFrom4([4]byte{10 + byte(i>>16), byte(i >> 8), byte(i), 0}), 24))
+		b.Add(netip.PrefixFrom(netip.AddrFrom4([4]byte{10 + byte(i>>16), byte(i >> 8), byte(i), 0}), 24))
 	}
-	return list
+	return b.Set()
 }
 
 // everything is a desired state of every rule and route of the spelled ones.
@@ -63,7 +64,6 @@ func everything() state.Desired {
 			d.Routes.Add(s.route.Way, s.route.Dst)
 		}
 	}
-	d.Routes.Sort()
 	return d
 }
 
@@ -111,10 +111,11 @@ func TestOneBadRouteOfManyIsOneError(t *testing.T) {
 	h := openTestHost(t)
 	readHost(t, h, Query{}, AllParts)
 	dsts := prefixes4(10000)
-	dsts[5000] = netip.PrefixFrom(dsts[5000].Addr().Next(), 24)
+	bad := dsts.At(5000)
+	dsts = dsts.Without(prefix.Of(bad)).Union(prefix.Of(netip.PrefixFrom(bad.Addr().Next(), 24)))
 	plan := state.Plan{Steps: []state.Step{
 		{Op: state.Add, Object: state.RouteSet{Way: wayBy(state.IPv4, 1001), Dsts: dsts}},
-		{Op: state.Add, Object: state.RouteSet{Way: wayBy(state.IPv4, 1002), Dsts: dsts[:10]}},
+		{Op: state.Add, Object: state.RouteSet{Way: wayBy(state.IPv4, 1002), Dsts: prefixes4(10)}},
 	}, Names: state.Names{1001: "china"}}
 	var reported []Outcome
 	outcomes := h.Apply(t.Context(), plan, func(o Outcome) { reported = append(reported, o) })
@@ -152,8 +153,8 @@ func TestRulesWaitForTheRoutesOfTheirTable(t *testing.T) {
 	readHost(t, h, Query{}, AllParts)
 	bad := wayBy(state.IPv4, 1001)
 	bad.Hops = state.HopsOf(state.Hop{Via: netip.MustParseAddr("192.0.2.1"), Dev: "absent0", Weight: 1})
-	any4 := []netip.Prefix{state.AnyDestination(state.IPv4)}
-	any6 := []netip.Prefix{state.AnyDestination(state.IPv6)}
+	any4 := prefix.Of(state.AnyDestination(state.IPv4))
+	any6 := prefix.Of(state.AnyDestination(state.IPv6))
 	unreachable := state.NewRule(state.IPv4, 11503, 0)
 	unreachable.Action = state.RuleUnreachable
 	plan := state.Plan{Steps: []state.Step{
@@ -188,7 +189,7 @@ func TestRoutesStayWhileARuleLeadsToThem(t *testing.T) {
 	twoUplinks(t)
 	h := openTestHost(t)
 	readHost(t, h, Query{}, AllParts)
-	set := state.RouteSet{Way: wayBy(state.IPv4, 1001), Dsts: []netip.Prefix{state.AnyDestination(state.IPv4)}}
+	set := state.RouteSet{Way: wayBy(state.IPv4, 1001), Dsts: prefix.Of(state.AnyDestination(state.IPv4))}
 	applyAll(t, h, state.Plan{Steps: []state.Step{{Op: state.Add, Object: set}}})
 	bad := state.NewRule(state.IPv4, 11500, 1001)
 	bad.SPort = state.PortRange{Last: 9}

@@ -13,6 +13,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"github.com/sisod/sisod/internal/prefix"
 	"github.com/sisod/sisod/internal/state"
 )
 
@@ -238,10 +239,10 @@ func TestOwnChangesAreNoEvents(t *testing.T) {
 	steps := []state.Step{
 		{Op: state.Replace, Object: state.LinkGroup{Link: "em1", Group: 115}},
 		{Op: state.Replace, Object: state.Sysctl{Path: "net/ipv4/conf/em1/rp_filter", Value: "2"}},
-		{Op: state.Add, Object: state.RouteSet{Way: way, Dsts: []netip.Prefix{netip.MustParsePrefix("0.0.0.0/0")}}},
+		{Op: state.Add, Object: state.RouteSet{Way: way, Dsts: prefix.Of(state.AnyDestination(state.IPv4))}},
 		{Op: state.Add, Object: state.NewRule(state.IPv4, 11800, 11500)},
 		{Op: state.Delete, Object: state.NewRule(state.IPv4, 11800, 11500)},
-		{Op: state.Delete, Object: state.RouteSet{Way: way, Dsts: []netip.Prefix{netip.MustParsePrefix("0.0.0.0/0")}}},
+		{Op: state.Delete, Object: state.RouteSet{Way: way, Dsts: prefix.Of(state.AnyDestination(state.IPv4))}},
 		{Op: state.Restore, Object: state.Sysctl{Path: "net/ipv4/conf/em1/rp_filter", Value: getSysctl(t, "net/ipv4/conf/em1/rp_filter")}},
 		{Op: state.Restore, Object: state.LinkGroup{Link: "em1", Group: 0}},
 	}
@@ -298,9 +299,7 @@ func TestFloodOfOwnRoutesLosesNothing(t *testing.T) {
 		Family: state.IPv4, Table: 11500, Type: state.Unicast, Protocol: state.Protocol,
 		Hops: state.HopsOf(state.Hop{Via: netip.MustParseAddr("192.0.2.1"), Dev: "em1", Weight: 1}),
 	}}
-	for i := range 5000 {
-		set.Dsts = append(set.Dsts, netip.PrefixFrom(netip.AddrFrom4([4]byte{10, byte(i >> 8), byte(i), 0}), 24))
-	}
+	set.Dsts = prefixes4(5000)
 	for _, o := range h.Apply(context.Background(), state.Plan{Steps: []state.Step{{Op: state.Add, Object: set}}}, nil) {
 		if !o.Done() {
 			t.Fatal(o.Err, o.Held)

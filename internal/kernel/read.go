@@ -4,10 +4,10 @@ import (
 	"context"
 	"fmt"
 	"maps"
-	"net/netip"
 	"slices"
 	"time"
 
+	"github.com/sisod/sisod/internal/prefix"
 	"github.com/sisod/sisod/internal/state"
 )
 
@@ -272,7 +272,6 @@ func (h *Host) readRoutes() error {
 		}
 		maps.Copy(own, got)
 	}
-	own.Sort()
 	h.cached.Observed.Routes, h.cached.Facts.ForeignRoutes = own, foreign
 	return nil
 }
@@ -282,30 +281,31 @@ func (h *Host) readTable(filter routeFilter) (own state.Routes, foreign []state.
 	// Neighbours in a dump mostly share their way, and looking a way up costs more
 	// than comparing it.
 	var way state.Way
-	var dsts []netip.Prefix
-	own = state.Routes{}
-	keep := func() {
-		if len(dsts) > 0 {
-			own[way] = dsts
-		}
-	}
-	filter.restart = func() { own, foreign, dsts = state.Routes{}, nil, nil }
+	var dsts *prefix.Builder
+	gathered := map[state.Way]*prefix.Builder{}
+	filter.restart = func() { clear(gathered); foreign, dsts = nil, nil }
 	err = h.conn.dumpRoutes(filter, func(r observedRoute) bool {
 		if r.Protocol != state.Protocol || r.Partial {
 			foreign = append(foreign, r.Route)
 			return true
 		}
-		if r.Way != way || len(dsts) == 0 {
-			keep()
-			way, dsts = r.Way, own[r.Way]
+		if dsts == nil || r.Way != way {
+			way, dsts = r.Way, gathered[r.Way]
+			if dsts == nil {
+				dsts = &prefix.Builder{}
+				gathered[way] = dsts
+			}
 		}
-		dsts = append(dsts, r.Dst)
+		dsts.Add(r.Dst)
 		return true
 	})
 	if err != nil {
 		return nil, nil, err
 	}
-	keep()
+	own = state.Routes{}
+	for w, b := range gathered {
+		own[w] = b.Set()
+	}
 	return own, foreign, nil
 }
 

@@ -47,8 +47,8 @@ type Desired struct {
 // Origin returns the profile's place for an object, or "".
 func (d Desired) Origin(o Object) string {
 	if s, ok := o.(RouteSet); ok {
-		if len(s.Dsts) == 1 {
-			if origin, ok := d.Origins[Route{s.Dsts[0], s.Way}]; ok {
+		if s.Dsts.Len() == 1 {
+			if origin, ok := d.Origins[Route{s.Dsts.At(0), s.Way}]; ok {
 				return origin
 			}
 		}

@@ -4,11 +4,12 @@ import (
 	"cmp"
 	"fmt"
 	"iter"
-	"maps"
 	"net/netip"
 	"slices"
 	"strconv"
 	"strings"
+
+	"github.com/sisod/sisod/internal/prefix"
 )
 
 // RouteType is what a route does with a packet (linux/rtnetlink.h, RTN_*).
@@ -208,8 +209,11 @@ func (w Way) spell(n Names) string {
 // RouteSet is routes that share a way: what one step adds or deletes.
 type RouteSet struct {
 	Way
-	Dsts []netip.Prefix // sorted, without duplicates
+	Dsts prefix.Set
 }
+
+// One is the set of a single route.
+func One(r Route) RouteSet { return RouteSet{r.Way, prefix.Of(r.Dst)} }
 
 // Kind is KindRoute.
 func (RouteSet) Kind() Kind { return KindRoute }
@@ -217,7 +221,7 @@ func (RouteSet) Kind() Kind { return KindRoute }
 // All lists the routes of the set.
 func (s RouteSet) All() iter.Seq[Route] {
 	return func(yield func(Route) bool) {
-		for _, d := range s.Dsts {
+		for d := range s.Dsts.All() {
 			if !yield(Route{Dst: d, Way: s.Way}) {
 				return
 			}
@@ -229,15 +233,16 @@ func (s RouteSet) All() iter.Seq[Route] {
 const spelledRoutes = 8
 
 // Spell lists a short set route by route, and counts a long one.
-func (s RouteSet) Spell(n Names) string {
-	if len(s.Dsts) <= spelledRoutes {
+func (s RouteSet) Spell(names Names) string {
+	n := s.Dsts.Len()
+	if n <= spelledRoutes {
 		var lines []string
 		for r := range s.All() {
-			lines = append(lines, r.Spell(n))
+			lines = append(lines, r.Spell(names))
 		}
 		return strings.Join(lines, "\n")
 	}
-	return fmt.Sprintf("%d prefixes (%s … %s)%s", len(s.Dsts), s.Dsts[0], s.Dsts[len(s.Dsts)-1], s.spell(n))
+	return fmt.Sprintf("%d prefixes (%s … %s)%s", n, s.Dsts.At(0), s.Dsts.At(n-1), s.spell(names))
 }
 
 // Commands is one ip route for each prefix.
@@ -246,7 +251,7 @@ func (s RouteSet) Commands(op Op, n Names) []string {
 	if op.Removes() {
 		verb = "del"
 	}
-	c := make([]string, 0, len(s.Dsts))
+	c := make([]string, 0, s.Dsts.Len())
 	for r := range s.All() {
 		c = append(c, fmt.Sprintf("%s route %s %s protocol %d", r.Family.command(), verb, r.Spell(n), r.Protocol))
 	}
@@ -254,26 +259,19 @@ func (s RouteSet) Commands(op Op, n Names) []string {
 }
 
 // Routes is a set of routes, gathered by way.
-type Routes map[Way][]netip.Prefix
+type Routes map[Way]prefix.Set
 
-// Add puts routes into the set. Sort must be called before the set is compared.
-func (r Routes) Add(w Way, dsts ...netip.Prefix) { r[w] = append(r[w], dsts...) }
+// Add puts routes into the set.
+func (r Routes) Add(w Way, dsts ...netip.Prefix) { r.AddSet(w, prefix.Of(dsts...)) }
 
-// Sort orders and deduplicates every way's prefixes.
-func (r Routes) Sort() {
-	for w, dsts := range r {
-		if !slices.IsSortedFunc(dsts, netip.Prefix.Compare) {
-			slices.SortFunc(dsts, netip.Prefix.Compare)
-		}
-		r[w] = slices.Compact(dsts)
-	}
-}
+// AddSet puts the routes to a set of prefixes into the set.
+func (r Routes) AddSet(w Way, dsts prefix.Set) { r[w] = r[w].Union(dsts) }
 
 // Len is the number of routes.
 func (r Routes) Len() int {
 	n := 0
 	for _, dsts := range r {
-		n += len(dsts)
+		n += dsts.Len()
 	}
 	return n
 }
@@ -284,7 +282,7 @@ func (r Routes) Len() int {
 func (r Routes) Sets() []RouteSet {
 	sets := make([]RouteSet, 0, len(r))
 	for w, dsts := range r {
-		if len(dsts) > 0 {
+		if dsts.Len() > 0 {
 			sets = append(sets, RouteSet{w, dsts})
 		}
 	}
@@ -337,39 +335,20 @@ type slot struct {
 func (w Way) slot() slot { return slot{w.Family, w.Table, w.Metric} }
 
 // diffRoutes returns what must be written to get from observed to desired,
-// and what must be deleted; a route that is overwritten is not deleted. Both
-// sets must be sorted.
+// and what must be deleted; a route that is overwritten is not deleted.
 func diffRoutes(observed, desired Routes) (write, remove Routes) {
 	write, remove = Routes{}, Routes{}
-	written := map[slot][]netip.Prefix{}
+	written := map[slot]prefix.Set{}
 	for w, want := range desired {
-		if missing := subtract(want, observed[w]); len(missing) > 0 {
+		if missing := want.Without(observed[w]); missing.Len() > 0 {
 			write[w] = missing
-			written[w.slot()] = append(written[w.slot()], missing...)
+			written[w.slot()] = written[w.slot()].Union(missing)
 		}
 	}
-	for s := range maps.Keys(written) {
-		slices.SortFunc(written[s], netip.Prefix.Compare)
-	}
 	for w, have := range observed {
-		gone := subtract(subtract(have, desired[w]), written[w.slot()])
-		if len(gone) > 0 {
+		if gone := have.Without(desired[w]).Without(written[w.slot()]); gone.Len() > 0 {
 			remove[w] = gone
 		}
 	}
 	return write, remove
-}
-
-// subtract returns the members of sorted a that are not in sorted b.
-func subtract(a, b []netip.Prefix) []netip.Prefix {
-	var out []netip.Prefix
-	for _, p := range a {
-		for len(b) > 0 && b[0].Compare(p) < 0 {
-			b = b[1:]
-		}
-		if len(b) == 0 || b[0] != p {
-			out = append(out, p)
-		}
-	}
-	return out
 }
