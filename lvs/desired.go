@@ -24,7 +24,7 @@ func Add(d *state.Desired, c *profiles.Config, tables map[string]uint32, f state
 		d.Draining = map[state.DestinationKey]time.Time{}
 	}
 	b := builder{Desired: d, config: c, tables: tables, facts: f, observed: observed}
-	b.limits = map[state.ServiceKey]time.Duration{}
+	b.room()
 	for i := range c.RealServers {
 		b.realServer(&c.RealServers[i])
 	}
@@ -37,6 +37,20 @@ func Add(d *state.Desired, c *profiles.Config, tables map[string]uint32, f state
 	b.fullNATs()
 	b.drain()
 	b.host()
+}
+
+// room makes the maps of what there may be thousands of, in their final size.
+func (b *builder) room() {
+	services, destinations := 0, 0
+	for i := range b.config.Directors {
+		d := &b.config.Directors[i]
+		n := len(d.VIPs) * len(d.Services)
+		services, destinations = services+n, destinations+n*len(d.RealServers)
+	}
+	b.Services, b.ServiceOrigins = make(map[state.ServiceKey]state.Service, services), make(map[state.ServiceKey]string, services)
+	b.Destinations = make(map[state.DestinationKey]state.Destination, destinations)
+	b.DestinationOrigins = make(map[state.DestinationKey]string, destinations)
+	b.limits = make(map[state.ServiceKey]time.Duration, services)
 }
 
 type builder struct {

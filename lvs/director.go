@@ -20,33 +20,74 @@ func (b *builder) director(d *profiles.Director) {
 		return
 	}
 	b.directorSysctls(d)
-	for _, key := range keysOf(d) {
-		pos := d.Pos
-		for _, p := range d.Services {
-			if p.Number == key.Port && state.TransportNamed(p.Protocol) == key.Protocol {
-				pos = p.Pos
-			}
-		}
-		b.service(d, key, pos)
+	backends := backendsOf(d)
+	for _, p := range placesOf(d) {
+		b.service(d, p.key, p.pos, backends)
 	}
 }
 
-// keysOf are the services that a director asks for, in the profile's order.
-func keysOf(d *profiles.Director) []state.ServiceKey {
-	var keys []state.ServiceKey
+// place is a service that a director asks for, and where.
+type place struct {
+	key state.ServiceKey
+	pos profiles.Position
+}
+
+// placesOf are the services that a director asks for, in the profile's order.
+func placesOf(d *profiles.Director) []place {
+	places := make([]place, 0, len(d.VIPs)*len(d.Services)+len(state.Families))
 	if d.FWMark != 0 {
 		for _, f := range state.Families {
 			if f == state.IPv4 && d.Family.IPv4 || f == state.IPv6 && d.Family.IPv6 {
-				keys = append(keys, state.ServiceKey{Family: f, Mark: d.FWMark})
+				places = append(places, place{state.ServiceKey{Family: f, Mark: d.FWMark}, d.Pos})
 			}
 		}
 	}
 	for _, v := range d.VIPs {
 		for _, p := range d.Services {
-			keys = append(keys, state.ServiceKey{Family: family(v.Value), Protocol: state.TransportNamed(p.Protocol), Addr: v.Value, Port: p.Number})
+			key := state.ServiceKey{Family: family(v.Value), Protocol: state.TransportNamed(p.Protocol), Addr: v.Value, Port: p.Number}
+			places = append(places, place{key, p.Pos})
 		}
 	}
+	return places
+}
+
+// keysOf are the keys of placesOf.
+func keysOf(d *profiles.Director) []state.ServiceKey {
+	places := placesOf(d)
+	keys := make([]state.ServiceKey, len(places))
+	for i, p := range places {
+		keys[i] = p.key
+	}
 	return keys
+}
+
+// backend is what all services of a director have of one real server.
+type backend struct {
+	dest   state.Destination // but for its service, and the port where that is the service's
+	origin string
+}
+
+// backendsOf are a director's real servers.
+func backendsOf(d *profiles.Director) []backend {
+	backends := make([]backend, len(d.RealServers))
+	for i, r := range d.RealServers {
+		dest := state.Destination{
+			DestinationKey: state.DestinationKey{Addr: r.Address, Port: r.Port},
+			Weight:         r.Weight, Upper: r.Upper, Lower: r.Lower,
+		}
+		switch d.Mode {
+		case profiles.NAT, profiles.FullNAT:
+			dest.Forward = state.Masquerade
+		case profiles.DR:
+			dest.Forward = state.DirectTo
+		case profiles.Tun:
+			dest.Forward = state.TunnelTo
+			dest.TunnelType = map[string]state.TunnelType{"gue": state.TunnelGUE, "gre": state.TunnelGRE}[d.Tunnel.Kind]
+			dest.TunnelPort = d.Tunnel.Port
+		}
+		backends[i] = backend{dest, r.Pos.Short()}
+	}
+	return backends
 }
 
 // directorVIPs puts the VIPs on their interface, and leads their replies by
@@ -135,7 +176,7 @@ func (b *builder) advertised(link string) bool {
 }
 
 // service adds a service and its destinations.
-func (b *builder) service(d *profiles.Director, key state.ServiceKey, pos profiles.Position) {
+func (b *builder) service(d *profiles.Director, key state.ServiceKey, pos profiles.Position, backends []backend) {
 	if foreign, taken := b.facts.IPVS.Foreign[key]; taken {
 		b.problem("director "+d.Name, pos, "the service %s is there already and somebody else's (%s); it is left alone: remove it, or take it out of the profile", key.Option(), foreign)
 		return
@@ -156,29 +197,22 @@ func (b *builder) service(d *profiles.Director, key state.ServiceKey, pos profil
 	}
 	b.Services[key] = s
 	b.limits[key] = d.Drain
-	b.Origins[s] = pos.Short()
+	b.ServiceOrigins[key] = pos.Short()
 	// A host that is listed by both its addresses, for VIPs of both families, is
 	// not to be counted twice.
 	ownFamily := slices.ContainsFunc(d.VIPs, func(v profiles.At[netip.Addr]) bool { return family(v.Value) != key.Family }) &&
 		slices.ContainsFunc(d.RealServers, func(r profiles.Backend) bool { return family(r.Address) == key.Family })
-	for _, r := range d.RealServers {
-		if family(r.Address) != key.Family && (d.Mode != profiles.Tun || ownFamily) {
+	for _, r := range backends {
+		dest := r.dest
+		if family(dest.Addr) != key.Family && (d.Mode != profiles.Tun || ownFamily) {
 			continue
 		}
-		dest := state.Destination{
-			DestinationKey: state.DestinationKey{Service: key, Addr: r.Address, Port: r.Port},
-			Forward:        map[profiles.Forwarding]state.Forward{profiles.NAT: state.Masquerade, profiles.FullNAT: state.Masquerade, profiles.DR: state.DirectTo, profiles.Tun: state.TunnelTo}[d.Mode],
-			Weight:         r.Weight, Upper: r.Upper, Lower: r.Lower,
-		}
+		dest.Service = key
 		if dest.Port == 0 {
 			dest.Port = key.Port
 		}
-		if d.Mode == profiles.Tun {
-			dest.TunnelType = map[string]state.TunnelType{"gue": state.TunnelGUE, "gre": state.TunnelGRE}[d.Tunnel.Kind]
-			dest.TunnelPort = d.Tunnel.Port
-		}
 		b.Destinations[dest.DestinationKey] = dest
-		b.Origins[dest] = r.Pos.Short()
+		b.DestinationOrigins[dest.DestinationKey] = r.origin
 	}
 }
 
@@ -280,7 +314,6 @@ func (b *builder) drain() {
 // together what is for one address too, and heeds weights.
 func (b *builder) passOver(key state.ServiceKey) (deputy string) {
 	s := b.Services[key]
-	origin := b.Origins[s]
 	switch {
 	case s.Scheduler == "sh" && s.Flags&state.ServiceSched1 == 0:
 		s.Flags |= state.ServiceSched1
@@ -289,7 +322,7 @@ func (b *builder) passOver(key state.ServiceKey) (deputy string) {
 		s.Scheduler = "lblc"
 		deputy = "; until then lblc stands in for dh, which would go on choosing it"
 	}
-	b.Services[key], b.Origins[s] = s, origin
+	b.Services[key] = s
 	return deputy
 }
 

@@ -209,9 +209,9 @@ func (b *builder) claimServices(role string, raw rawDirector, d Director, vips [
 	if !good {
 		return
 	}
-	claim := func(at *node, what string, key serviceKey) bool {
+	claim := func(at *node, what func() string, key serviceKey) bool {
 		if o, taken := b.roles.services[key]; taken {
-			at.bad(fmt.Sprintf("%s is that of %s already, at %s", what, o.role, o.at), "a service has one list of real servers: join the two")
+			at.bad(fmt.Sprintf("%s is that of %s already, at %s", what(), o.role, o.at), "a service has one list of real servers: join the two")
 			return false
 		}
 		b.roles.services[key] = holder{role, at.pos()}
@@ -221,13 +221,15 @@ func (b *builder) claimServices(role string, raw rawDirector, d Director, vips [
 		asked bool
 		name  string
 	}{{d.Family.IPv4, "IPv4"}, {d.Family.IPv6, "IPv6"}} {
-		if d.FWMark != 0 && f.asked && !claim(raw.FWMark.at, fmt.Sprintf("the service of fwmark %d (%s)", d.FWMark, f.name), serviceKey{mark: d.FWMark, family: f.name}) {
+		marked := func() string { return fmt.Sprintf("the service of fwmark %d (%s)", d.FWMark, f.name) }
+		if d.FWMark != 0 && f.asked && !claim(raw.FWMark.at, marked, serviceKey{mark: d.FWMark, family: f.name}) {
 			return
 		}
 	}
 	for _, p := range placed {
 		for _, v := range vips {
-			if !claim(p.at, fmt.Sprintf("service %s of VIP %s", p, v.addr), serviceKey{addr: v.addr, port: Port{Protocol: p.Protocol, Number: p.Number}}) {
+			served := func() string { return fmt.Sprintf("service %s of VIP %s", p, v.addr) }
+			if !claim(p.at, served, serviceKey{addr: v.addr, port: Port{Protocol: p.Protocol, Number: p.Number}}) {
 				break
 			}
 		}

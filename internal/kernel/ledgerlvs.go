@@ -65,17 +65,12 @@ type serviceEntry struct {
 	Mark     uint32          `json:"mark,omitempty"`
 }
 
-func compareServices(a, b state.ServiceKey) int {
-	return cmp.Or(cmp.Compare(a.Family, b.Family), cmp.Compare(a.Mark, b.Mark), a.Addr.Compare(b.Addr),
-		cmp.Compare(a.Protocol, b.Protocol), cmp.Compare(a.Port, b.Port))
-}
-
 // services is a set that is a sorted list in the file.
 type services map[state.ServiceKey]bool
 
 func (s services) MarshalJSON() ([]byte, error) {
 	list := []serviceEntry{}
-	for _, k := range slices.SortedFunc(maps.Keys(s), compareServices) {
+	for _, k := range slices.SortedFunc(maps.Keys(s), state.CompareServices) {
 		list = append(list, serviceEntry(k))
 	}
 	return json.Marshal(list)
@@ -264,7 +259,7 @@ func (h *Host) RememberDrains(drains map[state.DestinationKey]time.Time) error {
 		g.page.Drains = append(g.page.Drains, drainEntry{serviceEntry(k.Service), k.Addr, k.Port, since.Round(0).UTC()})
 	}
 	slices.SortFunc(g.page.Drains, func(a, b drainEntry) int {
-		return cmp.Or(compareServices(state.ServiceKey(a.Service), state.ServiceKey(b.Service)), a.Addr.Compare(b.Addr), cmp.Compare(a.Port, b.Port))
+		return cmp.Or(state.CompareServices(state.ServiceKey(a.Service), state.ServiceKey(b.Service)), a.Addr.Compare(b.Addr), cmp.Compare(a.Port, b.Port))
 	})
 	g.dirty = true
 	h.stale |= PartIPVS

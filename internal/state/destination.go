@@ -3,7 +3,7 @@ package state
 import (
 	"fmt"
 	"net/netip"
-	"strings"
+	"strconv"
 )
 
 // Forward is how packets reach a real server (linux/ip_vs.h, IP_VS_CONN_F_*).
@@ -54,7 +54,7 @@ type Destination struct {
 }
 
 // rank orders the steps of destinations.
-func (d Destination) rank() int {
+func (d Destination) rank() byte {
 	if d.Weight == 0 {
 		return 1
 	}
@@ -67,26 +67,36 @@ func (Destination) Kind() Kind { return KindDestination }
 // String is the destination as ipvsadm -Sn prints it, without the leading -a;
 // the thresholds, which ipvsadm reads there and never prints, are added.
 func (d Destination) String() string {
-	var b strings.Builder
-	fmt.Fprintf(&b, "%s -r %s %s -w %d", d.Service.Option(), netip.AddrPortFrom(d.Addr, d.Port),
-		map[Forward]string{Masquerade: "-m", TunnelTo: "-i", DirectTo: "-g"}[d.Forward], d.Weight)
+	b := append(d.Service.appendOption(make([]byte, 0, spelling)), " -r "...)
+	b = netip.AddrPortFrom(d.Addr, d.Port).AppendTo(b)
+	switch d.Forward {
+	case Masquerade:
+		b = append(b, " -m"...)
+	case TunnelTo:
+		b = append(b, " -i"...)
+	case DirectTo:
+		b = append(b, " -g"...)
+	default:
+		b = append(b, ' ')
+	}
+	b = strconv.AppendInt(append(b, " -w "...), int64(d.Weight), 10)
 	if d.Upper != 0 {
-		fmt.Fprintf(&b, " -x %d", d.Upper)
+		b = fmt.Appendf(b, " -x %d", d.Upper)
 	}
 	if d.Lower != 0 {
-		fmt.Fprintf(&b, " -y %d", d.Lower)
+		b = fmt.Appendf(b, " -y %d", d.Lower)
 	}
 	if d.Forward == TunnelTo {
 		switch d.TunnelType {
 		case TunnelIPIP:
-			b.WriteString(" --tun-type ipip")
+			b = append(b, " --tun-type ipip"...)
 		case TunnelGUE:
-			fmt.Fprintf(&b, " --tun-type gue --tun-port %d%s", d.TunnelPort, tunnelFlags(d.TunnelFlags))
+			b = fmt.Appendf(b, " --tun-type gue --tun-port %d%s", d.TunnelPort, tunnelFlags(d.TunnelFlags))
 		case TunnelGRE:
-			b.WriteString(" --tun-type gre" + tunnelFlags(d.TunnelFlags))
+			b = append(b, " --tun-type gre"+tunnelFlags(d.TunnelFlags)...)
 		}
 	}
-	return b.String()
+	return string(b)
 }
 
 func tunnelFlags(flags uint16) string {

@@ -1,11 +1,8 @@
 package state
 
 import (
-	"cmp"
 	"maps"
 	"net/netip"
-	"slices"
-	"strings"
 	"time"
 )
 
@@ -31,8 +28,12 @@ type Desired struct {
 	State
 	// Origins tells the profile's place for an object: a Rule, a Route, a Way
 	// (for all its routes), a TableName, a LinkGroup, a Sysctl, a Mark or an
-	// NFRuleText.
-	Origins  map[any]string
+	// NFRuleText. Of services and destinations there are thousands: they have maps
+	// of their own.
+	Origins            map[any]string
+	ServiceOrigins     map[ServiceKey]string
+	DestinationOrigins map[DestinationKey]string
+
 	Problems []Problem
 	// Known are the gateways in use, for the Facts.Known of a later pass.
 	Known map[GatewayKey]netip.Addr
@@ -46,13 +47,18 @@ type Desired struct {
 
 // Origin returns the profile's place for an object, or "".
 func (d Desired) Origin(o Object) string {
-	if s, ok := o.(RouteSet); ok {
-		if s.Dsts.Len() == 1 {
-			if origin, ok := d.Origins[Route{s.Dsts.At(0), s.Way}]; ok {
+	switch o := o.(type) {
+	case RouteSet:
+		if o.Dsts.Len() == 1 {
+			if origin, ok := d.Origins[Route{o.Dsts.At(0), o.Way}]; ok {
 				return origin
 			}
 		}
-		return d.Origins[s.Way]
+		return d.Origins[o.Way]
+	case Service:
+		return d.ServiceOrigins[o.ServiceKey]
+	case Destination:
+		return d.DestinationOrigins[o.DestinationKey]
 	}
 	return d.Origins[o]
 }
@@ -196,14 +202,20 @@ func diffKeyed[K comparable, O interface {
 	comparable
 	Object
 }](observed, desired map[K]O, step func(Op, Object)) {
+	known := 0
 	for key, want := range desired {
 		have, there := observed[key]
-		switch {
-		case !there:
+		if !there {
 			step(Add, want)
-		case have != want:
+			continue
+		}
+		known++
+		if have != want {
 			step(Replace, want)
 		}
+	}
+	if known == len(observed) {
+		return
 	}
 	for key, have := range observed {
 		if _, wanted := desired[key]; !wanted {
@@ -225,63 +237,4 @@ func diffValues[V comparable](observed, desired, before map[string]V, step func(
 			step(Restore, key, found)
 		}
 	}
-}
-
-// sortedStep is a step with its row and, where objects of its kind are ordered by
-// it, its object's spelling: that costs more to make than to compare, and
-// thousands of services are compared ten times each.
-type sortedStep struct {
-	Step
-	phase int
-	text  string
-}
-
-// sortSteps puts steps into the order of apply.
-func sortSteps(steps []Step) {
-	sorted := make([]sortedStep, len(steps))
-	for i, s := range steps {
-		sorted[i] = sortedStep{Step: s, phase: phaseOf(s)}
-		switch s.Object.Kind() {
-		case KindTableName, KindRoute, KindRule, KindSysctl:
-			// compareObjects orders them.
-		default:
-			sorted[i].text = s.Object.Spell(nil)
-		}
-	}
-	slices.SortStableFunc(sorted, compareSteps)
-	for i, s := range sorted {
-		steps[i] = s.Step
-	}
-}
-
-func compareSteps(a, b sortedStep) int {
-	if a.phase != b.phase {
-		return a.phase - b.phase
-	}
-	c := cmp.Or(compareObjects(a.Object, b.Object), strings.Compare(a.text, b.text))
-	if a.phase < len(phases) && phases[a.phase].descending {
-		return -c
-	}
-	return c
-}
-
-// compareObjects orders two objects of one kind that the spelling does not order.
-func compareObjects(a, b Object) int {
-	switch a := a.(type) {
-	case TableName:
-		return cmp.Compare(a.Number, b.(TableName).Number)
-	case RouteSet:
-		b := b.(RouteSet)
-		// On-link routes of every table come first: a gateway is looked up among them.
-		return cmp.Or(cmp.Compare(a.gateways(), b.gateways()), compareSets(a, b))
-	case Rule:
-		return CompareRules(a, b.(Rule))
-	case Sysctl:
-		// accept_ra before forwarding, which would take learned gateways away.
-		return cmp.Or(cmp.Compare(a.rank(), b.(Sysctl).rank()), strings.Compare(a.Path, b.(Sysctl).Path))
-	case Destination:
-		// Whoever takes over comes before the last one stops taking connections.
-		return cmp.Or(cmp.Compare(a.rank(), b.(Destination).rank()), strings.Compare(a.String(), b.(Destination).String()))
-	}
-	return 0
 }

@@ -3,6 +3,7 @@ package state
 import (
 	"fmt"
 	"net/netip"
+	"strconv"
 	"strings"
 	"time"
 )
@@ -19,7 +20,15 @@ const (
 
 // TransportNamed is the transport that a profile and ipvsadm call name; 0: none is.
 func TransportNamed(name string) Transport {
-	return map[string]Transport{"tcp": TCP, "udp": UDP, "sctp": SCTP}[name]
+	switch name {
+	case "tcp":
+		return TCP
+	case "udp":
+		return UDP
+	case "sctp":
+		return SCTP
+	}
+	return 0
 }
 
 // ServiceKey is the identity of a service in the kernel
@@ -33,14 +42,28 @@ type ServiceKey struct {
 }
 
 // Option is what ipvsadm writes for the key.
-func (k ServiceKey) Option() string {
+func (k ServiceKey) Option() string { return string(k.appendOption(make([]byte, 0, spelling))) }
+
+// spelling is more than most spellings of services and destinations need.
+const spelling = 96
+
+func (k ServiceKey) appendOption(b []byte) []byte {
 	if k.Mark != 0 {
+		b = strconv.AppendUint(append(b, "-f "...), uint64(k.Mark), 10)
 		if k.Family == IPv6 {
-			return fmt.Sprintf("-f %d -6", k.Mark)
+			b = append(b, " -6"...)
 		}
-		return fmt.Sprintf("-f %d", k.Mark)
+		return b
 	}
-	return map[Transport]string{TCP: "-t ", UDP: "-u ", SCTP: "--sctp-service "}[k.Protocol] + netip.AddrPortFrom(k.Addr, k.Port).String()
+	switch k.Protocol {
+	case TCP:
+		b = append(b, "-t "...)
+	case UDP:
+		b = append(b, "-u "...)
+	case SCTP:
+		b = append(b, "--sctp-service "...)
+	}
+	return netip.AddrPortFrom(k.Addr, k.Port).AppendTo(b)
 }
 
 // Flags of a service (linux/ip_vs.h, IP_VS_SVC_F_*). Hashed (0x2) is the
@@ -67,25 +90,25 @@ func (Service) Kind() Kind { return KindService }
 
 // String is the service as ipvsadm -Sn prints it, without the leading -A.
 func (s Service) String() string {
-	var b strings.Builder
-	fmt.Fprintf(&b, "%s -s %s", s.Option(), s.Scheduler)
+	b := append(s.appendOption(make([]byte, 0, spelling)), " -s "...)
+	b = append(b, s.Scheduler...)
 	if s.Flags&ServicePersistent != 0 {
-		fmt.Fprintf(&b, " -p %d", s.Timeout/time.Second)
+		b = fmt.Appendf(b, " -p %d", s.Timeout/time.Second)
 		if s.Netmask != s.Family.Bits() {
 			if s.Family == IPv6 {
-				fmt.Fprintf(&b, " -M %d", s.Netmask)
+				b = fmt.Appendf(b, " -M %d", s.Netmask)
 			} else {
-				fmt.Fprintf(&b, " -M %s", dottedMask(s.Netmask))
+				b = fmt.Appendf(b, " -M %s", dottedMask(s.Netmask))
 			}
 		}
 	}
 	if s.Flags&ServiceOnePacket != 0 {
-		b.WriteString(" -o")
+		b = append(b, " -o"...)
 	}
 	if flags := schedulerFlags(s.Scheduler, s.Flags); flags != "" {
-		b.WriteString(" -b " + flags)
+		b = append(b, " -b "+flags...)
 	}
-	return b.String()
+	return string(b)
 }
 
 func dottedMask(bits int) string {
@@ -95,6 +118,9 @@ func dottedMask(bits int) string {
 
 // schedulerFlags spells the scheduler's own flags as ipvsadm does.
 func schedulerFlags(scheduler string, flags uint32) string {
+	if flags&(ServiceSched1|ServiceSched2|ServiceSched3) == 0 {
+		return ""
+	}
 	names := [...]string{"flag-1", "flag-2", "flag-3"}
 	if scheduler == "sh" || scheduler == "mh" {
 		names = [...]string{scheduler + "-fallback", scheduler + "-port", ""}
