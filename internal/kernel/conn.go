@@ -15,6 +15,9 @@ const (
 	batchMessages = 512
 	// batchBytes keeps a send below the default send buffer of the kernel.
 	batchBytes = 64 << 10
+	// largestRoute is more than one message about a route: 256 next hops do not fit
+	// into less.
+	largestRoute = 16 << 10
 	// receiveBuffer is asked for with SO_RCVBUFFORCE: room for the errors of a
 	// whole batch, each with its text.
 	receiveBuffer = 2 << 20
@@ -50,7 +53,9 @@ type conn struct {
 	strict bool // the kernel filters dumps
 	batch  int  // messages in one send
 	out    []byte
-	in     []byte
+	// sending is the batch of do.
+	sending batch
+	in      []byte
 	// received counts the datagrams of the kernel.
 	received int
 	// linkName spells the interface indices of routes.
@@ -124,66 +129,42 @@ func (r *refusal) Error() string {
 func (r *refusal) Unwrap() error { return r.errno }
 
 // do sends the messages in batches and returns an error for each that failed,
-// nil for the others. The messages must bear being done twice: when the kernel
-// could not deliver its answers, those without one are sent again.
+// nil for the others. The messages must bear being done twice.
 func (c *conn) do(msgs []message) []error {
 	errs := make([]error, len(msgs))
-	for start := 0; start < len(msgs); {
-		end, size := start, 0
-		for end < len(msgs) && end-start < c.batch {
-			size += alignAttribute(unix.SizeofNlMsghdr + len(msgs[end].body))
-			if size > batchBytes && end > start {
-				break
-			}
-			end++
-		}
-		c.exchange(msgs[start:end], errs[start:end])
-		start = end
+	start := 0
+	flush := func() {
+		c.deliver(&c.sending, func(i int, err error) { errs[start+i] = err })
+		start += c.sending.len()
+		c.sending.reset()
 	}
+	for _, m := range msgs {
+		size := alignAttribute(unix.SizeofNlMsghdr + len(m.body))
+		if n := c.sending.len(); n > 0 && (n == c.batch || len(c.sending.bytes)+size > batchBytes) {
+			flush()
+		}
+		c.sending.begin(m.kind, m.flags)
+		c.sending.bytes = append(c.sending.bytes, m.body...)
+		c.sending.end()
+	}
+	flush()
 	return errs
 }
 
-// exchange sends one batch, with the acknowledgement asked of the last message
-// alone, and gathers the answers by sequence number.
-func (c *conn) exchange(msgs []message, errs []error) {
-	answered := make([]bool, len(msgs))
-	lost := c.ask(msgs, func(i int, err error) { answered[i], errs[i] = true, err })
-	if lost == nil {
-		return
-	}
-	for i := range msgs {
-		if answered[i] {
-			continue
-		}
-		errs[i] = lost
-		if errors.Is(lost, unix.ENOBUFS) && len(msgs) > 1 {
-			c.exchange(msgs[i:i+1], errs[i:i+1])
-		}
-	}
-}
-
-// ask sends messages and reports every answer to them. It returns an error
-// when the fate of those without an answer is not known.
-func (c *conn) ask(msgs []message, answer func(i int, err error)) error {
+// ask sends a batch and reports every answer to its messages. It returns an
+// error when the fate of those without an answer is not known.
+func (c *conn) ask(b *batch, answer func(i int, err error)) error {
 	first := c.seq + 1
-	out := c.out[:0]
-	for i, m := range msgs {
-		c.seq++
-		flags := m.flags | unix.NLM_F_REQUEST
-		if i == len(msgs)-1 {
-			flags |= unix.NLM_F_ACK
-		}
-		out = appendMessage(out, m.kind, flags, c.seq, m.body)
-	}
-	c.out = out
-	if err := c.send(out); err != nil {
+	c.seq += uint32(b.len())
+	b.address(first)
+	if err := c.send(b.bytes); err != nil {
 		return fmt.Errorf("send netlink messages: %w", err)
 	}
 	acknowledged := false
 	gather := func(h header, body []byte) error {
-		if i := h.seq - first; h.kind == unix.NLMSG_ERROR && i < uint32(len(msgs)) {
+		if i := h.seq - first; h.kind == unix.NLMSG_ERROR && i < uint32(b.len()) {
 			answer(int(i), decodeError(h, body))
-			acknowledged = acknowledged || int(i) == len(msgs)-1
+			acknowledged = acknowledged || int(i) == b.len()-1
 		}
 		return nil
 	}

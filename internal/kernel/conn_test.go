@@ -78,7 +78,13 @@ func TestMessagesWithLostAnswersAreSentAgain(t *testing.T) {
 	}
 	msgs := ruleMessages(t, 300, bad...)
 	answered := 0
-	lost := c.ask(msgs, func(int, error) { answered++ })
+	var b batch
+	for _, m := range msgs {
+		b.begin(m.kind, m.flags)
+		b.bytes = append(b.bytes, m.body...)
+		b.end()
+	}
+	lost := c.ask(&b, func(int, error) { answered++ })
 	if !errors.Is(lost, unix.ENOBUFS) || answered > 50 {
 		t.Fatalf("%d answers came, and %v: the test shows nothing", answered, lost)
 	}

@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"maps"
+	"net/netip"
 	"slices"
 	"time"
 
@@ -266,7 +267,7 @@ func (h *Host) readRoutes() error {
 		if !h.query.Sweep {
 			continue
 		}
-		got, _, err := h.readTable(routeFilter{family: f, protocol: state.Protocol})
+		got, _, err := h.readTable(routeFilter{family: f, protocol: state.Protocol}, tables...)
 		if err != nil {
 			return err
 		}
@@ -276,27 +277,37 @@ func (h *Host) readRoutes() error {
 	return nil
 }
 
-// readTable reads the routes that pass the filter, sisod's and others'.
-func (h *Host) readTable(filter routeFilter) (own state.Routes, foreign []state.Route, err error) {
-	// Neighbours in a dump mostly share their way, and looking a way up costs more
-	// than comparing it.
-	var way state.Way
-	var dsts *prefix.Builder
-	gathered := map[state.Way]*prefix.Builder{}
-	filter.restart = func() { clear(gathered); foreign, dsts = nil, nil }
-	err = h.conn.dumpRoutes(filter, func(r observedRoute) bool {
-		if r.Protocol != state.Protocol || r.Partial {
-			foreign = append(foreign, r.Route)
-			return true
+// readTable reads the routes that pass the filter, sisod's and others', but for
+// those of tables that have been read.
+func (h *Host) readTable(filter routeFilter, known ...uint32) (own state.Routes, foreign []state.Route, err error) {
+	var (
+		way      state.Way
+		dsts     *prefix.Builder // of the way; nil: the route before was somebody else's, or known
+		keep     bool            // the route before is to be kept
+		gathered = map[state.Way]*prefix.Builder{}
+	)
+	filter.restart = func() { clear(gathered); foreign, dsts, keep = nil, nil, false }
+	filter.another = func(dst netip.Prefix) {
+		switch {
+		case dsts != nil:
+			dsts.Add(dst)
+		case keep:
+			foreign = append(foreign, state.Route{Dst: dst, Way: way})
 		}
-		if dsts == nil || r.Way != way {
-			way, dsts = r.Way, gathered[r.Way]
-			if dsts == nil {
+	}
+	err = h.conn.dumpRoutes(filter, func(r observedRoute) bool {
+		way, dsts, keep = r.Way, nil, !slices.Contains(known, r.Table)
+		switch {
+		case !keep:
+		case r.Protocol != state.Protocol || r.Partial:
+			foreign = append(foreign, r.Route)
+		default:
+			if dsts = gathered[way]; dsts == nil {
 				dsts = &prefix.Builder{}
 				gathered[way] = dsts
 			}
+			dsts.Add(r.Dst)
 		}
-		dsts.Add(r.Dst)
 		return true
 	})
 	if err != nil {

@@ -3,6 +3,7 @@ package kernel
 import (
 	"errors"
 	"fmt"
+	"net/netip"
 
 	"golang.org/x/sys/unix"
 
@@ -21,6 +22,9 @@ type routeFilter struct {
 	// again: what was yielded is void. Without it routes are gathered, and
 	// yielded after the dump is complete.
 	restart func()
+	// another, which may be nil, is called in the place of yield for a route that
+	// differs from the one before it in its destination alone.
+	another func(dst netip.Prefix)
 }
 
 // dumpRoutes hands the routes that pass the filter to yield until that returns
@@ -45,17 +49,27 @@ func (c *conn) dumpRoutes(filter routeFilter, yield func(observedRoute) bool) er
 			return nil
 		}
 	}
-	stopped := false
-	err := c.dump(message{kind: unix.RTM_GETROUTE, body: body}, func() { filter.restart(); stopped = false },
+	stopped, passed := false, false
+	var before stencil
+	err := c.dump(message{kind: unix.RTM_GETROUTE, body: body}, func() { filter.restart(); stopped, before = false, stencil{} },
 		func(kind uint16, body []byte) error {
 			if kind != unix.RTM_NEWROUTE || stopped {
 				return nil
+			}
+			if filter.another != nil {
+				if dst, ok := before.read(body); ok {
+					if passed {
+						filter.another(dst)
+					}
+					return nil
+				}
 			}
 			r, err := decodeRoute(body, c.linkName)
 			if err != nil {
 				return err
 			}
-			if filter.passes(r, oif) {
+			before.cut(body)
+			if passed = filter.passes(r, oif); passed {
 				stopped = !yield(r)
 			}
 			return nil
