@@ -48,6 +48,11 @@ func (b *builder) destinations() {
 			if e.Family != f || !e.Active {
 				continue
 			}
+			usable := e.Out && e.Carrier
+			var w state.Way
+			if usable {
+				w = b.wayTo(e, table)
+			}
 			for _, l := range e.profile.To {
 				list := members(l.Prefixes, f)
 				if list.Len() == 0 {
@@ -56,10 +61,9 @@ func (b *builder) destinations() {
 				if origin == "" {
 					origin = l.Pos.Short()
 				}
-				if !e.Out || !e.Carrier {
+				if !usable {
 					continue // it falls back to what comes after
 				}
-				w := e.way(table, state.DefaultMetric(f))
 				// Neighbours on an uplink's network are reached on the link.
 				b.Routes.AddSet(w, list.Without(prefix.Of(slices.Collect(maps.Keys(networks))...)))
 				if b.Origins[w] == "" {

@@ -244,6 +244,9 @@ func Sysctls(c *profiles.Config) []string {
 	if len(c.Captures) > 0 {
 		paths = append(paths, portRange)
 	}
+	if slices.ContainsFunc(c.Uplinks, func(u profiles.Uplink) bool { return isLong(&u, state.IPv4) || isLong(&u, state.IPv6) }) {
+		paths = append(paths, compatMode)
+	}
 	return paths
 }
 

@@ -11,6 +11,7 @@ import (
 	"testing"
 
 	"github.com/sisod/sisod/internal/golden"
+	"github.com/sisod/sisod/internal/prefix"
 	"github.com/sisod/sisod/internal/state"
 )
 
@@ -30,7 +31,7 @@ type model struct {
 	sysctl map[string]string
 	routes map[routeSlot]state.Route
 	rules  map[state.Rule]bool
-	roles  state.State // devices, VIPs, services, destinations, up, marks, the table of nftables
+	roles  state.State // devices, VIPs, services, destinations, up, marks, nexthops, the table of nftables
 	before state.Before
 	wanted state.Routes // of the plan under way
 }
@@ -55,10 +56,18 @@ func (m *model) observe() state.Observed {
 	o.Devices, o.VIPs, o.Up = maps.Clone(m.roles.Devices), maps.Clone(m.roles.VIPs), maps.Clone(m.roles.Up)
 	o.Timeouts, o.Before.Timeouts = m.roles.Timeouts, m.before.Timeouts
 	o.Services, o.Destinations, o.Syncs = maps.Clone(m.roles.Services), maps.Clone(m.roles.Destinations), maps.Clone(m.roles.Syncs)
+	o.Nexthops = maps.Clone(m.roles.Nexthops)
 	o.Marks, o.NFTable = maps.Clone(m.roles.Marks), m.roles.NFTable
 	o.Names, o.Groups, o.Sysctls, o.Rules = maps.Clone(m.names), maps.Clone(m.groups), maps.Clone(m.sysctl), maps.Clone(m.rules)
+	gathered := map[state.Way]*prefix.Builder{}
 	for _, r := range m.routes {
-		o.Routes.Add(r.Way, r.Dst)
+		if gathered[r.Way] == nil {
+			gathered[r.Way] = &prefix.Builder{}
+		}
+		gathered[r.Way].Add(r.Dst)
+	}
+	for w, dsts := range gathered {
+		o.Routes[w] = dsts.Set()
 	}
 	return o
 }
@@ -120,7 +129,15 @@ func (m *model) apply(s state.Step) {
 		value(s.Op, m.groups, m.before.Groups, o.Link, o.Group)
 	case state.Sysctl:
 		value(s.Op, m.sysctl, m.before.Sysctls, o.Path, o.Value)
+	case state.Nexthop:
+		m.nexthop(s.Op, o)
 	case state.RouteSet:
+		if _, there := m.roles.Nexthops[o.Nexthop]; o.Nexthop != 0 && !there {
+			if !s.Op.Removes() {
+				m.t.Fatalf("a route without its nexthop: %s", o.Spell(nil))
+			}
+			return // they went with it
+		}
 		for r := range o.All() {
 			at := routeSlot{r.Family, r.Table, r.Metric, r.Dst}
 			if s.Op.Removes() {
@@ -148,6 +165,30 @@ func (m *model) apply(s state.Step) {
 	}
 }
 
+// nexthop is a step about a nexthop object, with which the routes by it go.
+func (m *model) nexthop(op state.Op, n state.Nexthop) {
+	if have, there := m.roles.Nexthops[n.ID]; there == (op == state.Add) {
+		m.t.Fatalf("%s of the nexthop %s: there is %s", op, n, have)
+	}
+	if !op.Removes() {
+		m.roles.Nexthops[n.ID] = n
+		return
+	}
+	delete(m.roles.Nexthops, n.ID)
+	for at, r := range m.routes {
+		if r.Nexthop != n.ID {
+			continue
+		}
+		for w, wanted := range m.wanted {
+			if w.Family == r.Family && w.Table == r.Table && w.Metric == r.Metric && wanted.Has(r.Dst) {
+				m.t.Fatalf("a route goes with its nexthop before another takes its place: %s", r)
+			}
+		}
+		delete(m.routes, at)
+		m.tableNotEmptiedUnderRules(r)
+	}
+}
+
 func set[O comparable](all map[O]bool, o O, op state.Op) {
 	if op.Removes() {
 		delete(all, o)
@@ -170,9 +211,14 @@ func value[V comparable](op state.Op, now, before map[string]V, key string, v V)
 
 // ruleLeadsToWholeTable: a table is complete before any rule leads to it.
 func (m *model) ruleLeadsToWholeTable(r state.Rule) {
-	for want := range m.wanted.All() {
-		if at := (routeSlot{want.Family, want.Table, want.Metric, want.Dst}); want.Table == r.Table && want.Family == r.Family && m.routes[at] != want {
-			m.t.Errorf("rule leads to an unfinished table: %s, before %s", r, want)
+	for w, dsts := range m.wanted {
+		if w.Table != r.Table || w.Family != r.Family {
+			continue
+		}
+		for want := range (state.RouteSet{Way: w, Dsts: dsts}).All() {
+			if at := (routeSlot{want.Family, want.Table, want.Metric, want.Dst}); m.routes[at] != want {
+				m.t.Errorf("rule leads to an unfinished table: %s, before %s", r, want)
+			}
 		}
 	}
 }

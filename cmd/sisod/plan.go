@@ -105,9 +105,11 @@ func painter(pal palette, op state.Op) func(string) string {
 	return pal.good
 }
 
-// familyOf is the address family of a route set or rule, 0 of anything else.
+// familyOf is the address family of a nexthop, route set or rule, 0 of anything else.
 func familyOf(o state.Object) state.Family {
 	switch o := o.(type) {
+	case state.Nexthop:
+		return o.Family
 	case state.RouteSet:
 		return o.Family
 	case state.Rule:

@@ -94,6 +94,8 @@ func show(w io.Writer, pal palette, pass daemon.Pass, all bool) error {
 				// Cells begin behind tabs.
 				line(strings.ReplaceAll(strings.TrimSuffix(text, "\n"), "\t", "  "), pass.Desired.Origins[rule])
 			}
+		case state.Nexthop:
+			line(prefixOf(o.Family, "nexthop ")+o.String(), s.Origin)
 		default:
 			line(o.Kind().String()+" "+o.Spell(plan.Names), s.Origin)
 		}

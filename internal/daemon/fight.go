@@ -178,6 +178,8 @@ func (f *fights) isRepair(s state.Step, t trigger, links []state.Link) bool {
 			return false
 		}
 		return f.last.Routes[o.Way].Has(o.Dsts.At(0))
+	case state.Nexthop:
+		return !s.Op.Removes() && !t.links && f.last.Nexthops[o.ID] == o
 	case state.LinkGroup:
 		return s.Op == state.Replace && f.last.Groups[o.Link] == o.Group && !f.replaced(links, o.Link)
 	case state.Sysctl:

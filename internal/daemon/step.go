@@ -53,6 +53,8 @@ func apart(steps []state.Step) []state.Step {
 // isIPv6 reports whether an object is of IPv6, which its spelling may not tell.
 func isIPv6(o state.Object) bool {
 	switch o := o.(type) {
+	case state.Nexthop:
+		return o.Family == state.IPv6
 	case state.Rule:
 		return o.Family == state.IPv6
 	case state.RouteSet:

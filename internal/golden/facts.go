@@ -27,6 +27,8 @@ import (
 //	foreign rule PRIORITY [from P] [fwmark N/N] lookup N
 //	sysctl PATH VALUE
 //	skipped em1 N
+//	foreign nexthop ID
+//	nexthops missing WHY…
 //	ipvs missing WHY… | nft missing WHY… | tproxy none WHY…
 //	listening tcp|udp A PORT
 //	foreign service tcp 192.0.2.1:80 SCHEDULER
@@ -107,6 +109,8 @@ func parseFacts(t *testing.T, file string) state.Facts {
 				Port: state.Port{Protocol: uint8(state.TransportNamed(w[1])), Number: uint16(number(w[3]))}, Addr: netip.MustParseAddr(w[2]), Transparent: true})
 		case "tproxy":
 			f.NFT.NoProxy = strings.Join(w[2:], " ")
+		case "nexthops":
+			f.Nexthops.Missing = strings.Join(w[2:], " ")
 		case "nft":
 			f.NFT.Missing = strings.Join(w[2:], " ")
 		case "stray":
@@ -134,6 +138,10 @@ func parseFacts(t *testing.T, file string) state.Facts {
 				r := route(w[2])
 				r.Table, r.Protocol = number(after("table")), 4
 				f.ForeignRoutes = append(f.ForeignRoutes, r)
+				break
+			}
+			if w[1] == "nexthop" {
+				f.Nexthops.Foreign = map[uint32]bool{number(w[2]): true}
 				break
 			}
 			if w[1] == "service" {

@@ -25,7 +25,7 @@ func (h *Host) Apply(ctx context.Context, p state.Plan, report func(Outcome)) []
 	a := &application{
 		host: h, plan: p, report: report,
 		outcomes: make([]Outcome, len(p.Steps)),
-		order:    h.ruleOrders(),
+		order:    h.ruleOrders(), withdrawn: map[uint32]bool{},
 	}
 	for start := 0; start < len(p.Steps); {
 		end := start + 1
@@ -50,6 +50,8 @@ type application struct {
 	report   func(Outcome)
 	outcomes []Outcome
 	undone   state.Undone
+	// withdrawn are the nexthops that are gone: so are the routes by them.
+	withdrawn map[uint32]bool
 	// order is nil when the rules are not known as they are now.
 	order map[state.Family]*ruleOrder
 }
@@ -57,6 +59,9 @@ type application struct {
 // settle notes and reports the outcome of a step.
 func (a *application) settle(i int, held string, err error) {
 	o := Outcome{Step: a.plan.Steps[i], Held: held, Err: err}
+	if n, ok := o.Step.Object.(state.Nexthop); ok && o.Done() && o.Step.Op.Removes() {
+		a.withdrawn[n.ID] = true
+	}
 	if !o.Done() {
 		a.undone.Add(o.Step)
 	}
@@ -124,6 +129,9 @@ func (a *application) run(ctx context.Context, start, end int) {
 	case state.KindVIP:
 		a.host.stale |= PartLinks | PartValues
 		errs = a.host.applyVIPs(steps)
+	case state.KindNexthop:
+		a.host.stale |= PartNexthops | PartRoutes
+		errs = a.host.applyNexthops(steps)
 	case state.KindTimeouts:
 		a.host.stale |= PartIPVS
 		errs = a.host.applyTimeouts(steps)

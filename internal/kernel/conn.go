@@ -60,6 +60,8 @@ type conn struct {
 	received int
 	// linkName spells the interface indices of routes.
 	linkName func(index int) string
+	// nexthops spells the nexthop objects of routes, as of their last list.
+	nexthops nexthopTable
 }
 
 // openConn opens a socket of a netlink protocol, such as NETLINK_ROUTE.

@@ -119,6 +119,10 @@ func (e *Events) open(buffer int) (err error) {
 			return fmt.Errorf("join group %d: %w", g, err)
 		}
 	}
+	// Kernels before 5.3 have no such group, and no nexthop objects.
+	if err := unix.SetsockoptInt(fd, unix.SOL_NETLINK, unix.NETLINK_ADD_MEMBERSHIP, unix.RTNLGRP_NEXTHOP); err != nil && !errors.Is(err, unix.EINVAL) {
+		return fmt.Errorf("join group %d: %w", unix.RTNLGRP_NEXTHOP, err)
+	}
 	if e.ask, err = openConn(unix.NETLINK_ROUTE); err != nil {
 		return err
 	}

@@ -95,17 +95,18 @@ type Parts uint16
 
 // The parts. A pass that reads none of them works on what it knows.
 const (
-	PartLinks   Parts = 1 << iota // links and addresses
-	PartMain                      // routes of others: main's, learned gateways, leases
-	PartRoutes                    // routes in sisod's tables
-	PartRules                     // rules, own and foreign
-	PartValues                    // sysctls, devices, VIPs, up-states, ledger
-	PartNames                     // rt_tables
-	PartIPVS                      // services, destinations, timeouts and sync daemons of IPVS
-	PartNFT                       // sisod's table of nf_tables
-	PartSockets                   // sockets of transparent proxies
-	PartExpired                   // of PartMain, what is on the interfaces named to Expire
-	AllParts    Parts = 1<<iota - 1
+	PartLinks    Parts = 1 << iota // links and addresses
+	PartMain                       // routes of others: main's, learned gateways, leases
+	PartRoutes                     // routes in sisod's tables
+	PartRules                      // rules, own and foreign
+	PartValues                     // sysctls, devices, VIPs, up-states, ledger
+	PartNames                      // rt_tables
+	PartIPVS                       // services, destinations, timeouts and sync daemons of IPVS
+	PartNFT                        // sisod's table of nf_tables
+	PartSockets                    // sockets of transparent proxies
+	PartNexthops                   // nexthop objects; they are read with PartRoutes and PartMain
+	PartExpired                    // of PartMain, what is on the interfaces named to Expire
+	AllParts     Parts = 1<<iota - 1
 )
 
 // Query says what of the kernel is of interest.

@@ -57,6 +57,9 @@ const readPasses = 3
 
 // readStale reads every stale part once.
 func (h *Host) readStale(ctx context.Context) error {
+	if h.stale&(PartRoutes|PartMain|PartExpired) != 0 {
+		h.stale |= PartNexthops
+	}
 	for _, r := range [...]struct {
 		part Parts
 		read func() error
@@ -65,6 +68,8 @@ func (h *Host) readStale(ctx context.Context) error {
 		{PartLinks, h.readLinks},
 		{PartNames, h.readTableNames},
 		{PartRules, h.readRules},
+		// Routes name them.
+		{PartNexthops, h.readNexthops},
 		{PartRoutes, h.readRoutes},
 		{PartMain | PartExpired, h.readMain},
 		{PartValues, h.readValues},

@@ -17,6 +17,8 @@ const (
 	largestMTU    = 65535 - 15
 	largestAdvMSS = 65535 - 40
 
+	rtaNexthop = 30 // RTA_NH_ID (linux/rtnetlink.h)
+
 	largestWeight = 256 // rtnh_hops is one byte and counts from 0
 )
 
@@ -25,6 +27,9 @@ type observedRoute struct {
 	state.Route
 	Flags uint32 // rtm_flags, with the flags of every next hop (RTNH_F_*, RTM_F_*)
 	Scope uint8  // rtm_scope; IPv6 has none
+	// Object is the nexthop object of a route, one of somebody else's, 0: none. Its
+	// next hops may not be told with it (net.ipv4.nexthop_compat_mode).
+	Object uint32
 	// Partial: the route says more than state.Route can. It is none that sisod wrote.
 	Partial bool
 }
@@ -49,6 +54,9 @@ func appendRoute(b []byte, dst netip.Prefix, w state.Way, index func(string) int
 		b = appendAddr(b, unix.RTA_PREFSRC, w.Src)
 	}
 	b = appendMetrics(b, w)
+	if w.Nexthop != 0 {
+		return appendUint32(b, rtaNexthop, w.Nexthop), nil
+	}
 	if hop, single := w.Hops.Single(); single {
 		if hop.OnLink {
 			binary.NativeEndian.PutUint32(b[header+8:], unix.RTNH_F_ONLINK)
@@ -156,7 +164,7 @@ func scopeOf(w state.Way) byte {
 		return unix.RT_SCOPE_UNIVERSE
 	case w.Type == state.Local:
 		return unix.RT_SCOPE_HOST
-	case w.Type != state.Unicast:
+	case w.Type != state.Unicast, w.Nexthop != 0:
 		return unix.RT_SCOPE_UNIVERSE
 	}
 	for _, h := range w.Hops.All() {
@@ -195,6 +203,15 @@ func checkRoute(dst netip.Prefix, w state.Way) error {
 		return fmt.Errorf("the largest advmss is %d", largestAdvMSS)
 	}
 	hops := w.Hops.All()
+	if w.Nexthop != 0 {
+		switch {
+		case !state.IsNexthopID(w.Nexthop, w.Family):
+			return fmt.Errorf("the nexthop %d is none of sisod's for %s", w.Nexthop, w.Family)
+		case w.Type != state.Unicast || len(hops) > 0:
+			return fmt.Errorf("%s with the nexthop %d and %d next hops", w.Type, w.Nexthop, len(hops))
+		}
+		return nil
+	}
 	if rejects(w.Type) != (len(hops) == 0) {
 		return fmt.Errorf("%s with %d next hops", w.Type, len(hops))
 	}
@@ -256,9 +273,11 @@ func decodeRoute(b []byte, name func(int) string) (observedRoute, error) {
 		case unix.RTA_CACHEINFO:
 			// rta_expires is the third of its numbers: a route that will go by itself.
 			r.Partial = r.Partial || len(a.value) >= 12 && binary.NativeEndian.Uint32(a.value[8:]) != 0
+		case rtaNexthop:
+			r.Nexthop = a.uint32()
 		case unix.RTA_PREF, unix.RTA_PAD:
 		default:
-			// nhid, realms, encap, a source prefix, and what is not invented yet.
+			// realms, encap, a source prefix, and what is not invented yet.
 			r.Partial = true
 		}
 	}
@@ -272,7 +291,12 @@ func decodeRoute(b []byte, name func(int) string) (observedRoute, error) {
 	if r.Dst.Bits() <= 0 {
 		r.Dst = state.AnyDestination(family)
 	}
+	if r.Nexthop != 0 && (r.Protocol != state.Protocol || !state.IsNexthopID(r.Nexthop, family)) {
+		r.Object, r.Nexthop, r.Partial = r.Nexthop, 0, true
+	}
 	switch {
+	case r.Nexthop != 0:
+		// What it resolves to now is the nexthop's matter.
 	case rejects(r.Type):
 		// IPv6 shows lo, whatever was asked for.
 	case several != nil:

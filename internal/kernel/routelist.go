@@ -69,7 +69,14 @@ func (c *conn) dumpRoutes(filter routeFilter, yield func(observedRoute) bool) er
 				return err
 			}
 			before.cut(body)
-			if passed = filter.passes(r, oif); passed {
+			if r.Object != 0 && r.Hops.None() {
+				r.Hops, _ = c.nexthops.hops(r.Object)
+			}
+			led := r
+			if oif != "" && r.Nexthop != 0 {
+				led.Hops, _ = c.nexthops.hops(r.Nexthop)
+			}
+			if passed = filter.passes(led, oif); passed {
 				stopped = !yield(r)
 			}
 			return nil

@@ -30,6 +30,12 @@ func (a *application) routes(ctx context.Context, start, end int) {
 			w.next = i + 1
 			continue
 		}
+		if step.Op.Removes() && a.withdrawn[set.Nexthop] {
+			w.flush()
+			a.settle(i, "", nil)
+			w.next = i + 1
+			continue
+		}
 		sent := 0
 		for dst := range set.Dsts.All() {
 			if w.full() {
@@ -149,8 +155,9 @@ func (w *routeWriter) flush() {
 	w.host.conn.deliver(&w.batch, func(i int, err error) {
 		e := w.entries[i]
 		step := w.plan.Steps[e.step]
-		if !(step.Op.Removes() && gone(err)) {
-			w.failuresOf(e.step).note(state.Route{Dst: e.dst, Way: step.Object.(state.RouteSet).Way}, err)
+		r := state.Route{Dst: e.dst, Way: step.Object.(state.RouteSet).Way}
+		if !(step.Op.Removes() && (gone(err) || withNexthop(r, err))) {
+			w.failuresOf(e.step).note(r, err)
 		}
 	})
 	w.batch.reset()

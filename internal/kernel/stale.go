@@ -113,6 +113,11 @@ func (s *baseline) interpret(kind, flags uint16, body []byte, own bool) (Event, 
 			return Event{}, false
 		}
 		return s.route(kind == unix.RTM_DELROUTE, flags, body)
+	case unix.RTM_NEWNEXTHOP, unix.RTM_DELNEXTHOP:
+		if own {
+			return Event{}, false
+		}
+		return s.nexthop(kind == unix.RTM_DELNEXTHOP, flags, body)
 	case unix.RTM_NEWRULE, unix.RTM_DELRULE:
 		if own {
 			return Event{}, false
@@ -268,6 +273,9 @@ func (s *baseline) relevantRoute(r observedRoute, replaces bool) Parts {
 // onInterest reports whether the route leaves by an interface of interest, or
 // by one that is not known.
 func (s *baseline) onInterest(r observedRoute) bool {
+	if r.Object != 0 && r.Hops.None() {
+		return true
+	}
 	for _, hop := range r.Hops.All() {
 		if s.interfaces[hop.Dev] || !s.knows(hop.Dev) {
 			return true

@@ -37,6 +37,7 @@ type Facts struct {
 	ForeignRoutes []Route
 	IPVS          IPVSFacts
 	NFT           NFTFacts
+	Nexthops      NexthopFacts
 	Sockets       SocketFacts
 	// Marks are the numbers in use, now or earlier in this boot, by owner.
 	Marks map[Mark]bool
@@ -125,6 +126,14 @@ type NFTFacts struct {
 	Unread string
 	// NoProxy is why packets cannot be given to transparent sockets, "" when they can.
 	NoProxy string
+}
+
+// NexthopFacts is what is to know of nexthop objects besides sisod's.
+type NexthopFacts struct {
+	// Missing is why there are none in this kernel, "" when there may be.
+	Missing string
+	// Foreign are the numbers that others use.
+	Foreign map[uint32]bool
 }
 
 // IPVSFacts is what the kernel's balancer has that is not sisod's to decide.

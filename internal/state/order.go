@@ -29,6 +29,8 @@ func (o Op) takesBack() bool { return o == Delete || o == Restore }
 type phase struct {
 	kind Kind
 	back bool
+	// long: a set of routes that is, and rules to tables that such a set is written into.
+	long bool
 	// descending applies the steps of the phase from the last to the first.
 	descending bool
 	why        string
@@ -44,6 +46,7 @@ var phases = [...]phase{
 	{kind: KindSysctl, why: "a reverse-path filter must be right before packets take the new way"},
 	{kind: KindLinkUp, why: "after its filter is right: the first packet may come with the link"},
 	{kind: KindVIP, why: "after the ARP sysctls: a VIP that is there before them is answered for"},
+	{kind: KindNexthop, why: "after the addresses that a gateway is looked up among; routes name it"},
 	{kind: KindRoute, why: "a table is complete before any rule leads to it"},
 	{kind: KindNFTable, why: "a mark that no rule looks at changes no way"},
 	{kind: KindRule, why: "ascending: main's own networks are let through before a source rule catches them"},
@@ -60,6 +63,10 @@ var phases = [...]phase{
 	{kind: KindRoute, back: true, why: "a table is emptied only after the rules to it are gone, or it would leak into main"},
 	{kind: KindVIP, back: true, why: "before the ARP sysctls are given back"},
 	{kind: KindLinkUp, back: true, why: "a link goes down when nothing uses it"},
+	{kind: KindRoute, long: true, why: "nothing else waits for a million prefixes"},
+	{kind: KindRule, long: true, why: "a table is complete before any rule leads to it"},
+	{kind: KindNexthop, back: true, why: "after the routes that take the place of those by it; the others go with it, in one message"},
+	{kind: KindRoute, back: true, long: true, why: "what is left when the nexthop is gone"},
 	{kind: KindSysctl, back: true, why: "the filter is put back when the ways that needed it are gone"},
 	{kind: KindLinkGroup, back: true, why: "no rule looks at the group any more"},
 	{kind: KindDevice, back: true, why: "when nothing names it any more"},
@@ -67,12 +74,31 @@ var phases = [...]phase{
 	{kind: KindTableName, back: true, why: "the name goes with the last thing that it named"},
 }
 
-// phaseOf is the row of a step, as an index into phases.
-func phaseOf(s Step) int {
+// phaseOf is the row of a step, as an index into phases. Rules to the tables in
+// filling come after what fills them.
+func phaseOf(s Step, filling map[familyTable]bool) int {
+	long := false
+	switch o := s.Object.(type) {
+	case RouteSet:
+		long = o.Dsts.Len() >= LongSet
+	case Rule:
+		long = !s.Op.takesBack() && o.Action == Lookup && filling[familyTable{o.Family, o.Table}]
+	}
 	for i, p := range phases {
-		if p.kind == s.Object.Kind() && p.back == s.Op.takesBack() {
+		if p.kind == s.Object.Kind() && p.back == s.Op.takesBack() && p.long == long {
 			return i
 		}
 	}
 	return len(phases)
+}
+
+// filling are the tables that steps write long sets of routes into.
+func filling(steps []Step) map[familyTable]bool {
+	var tables map[familyTable]bool
+	for _, s := range steps {
+		if o, ok := s.Object.(RouteSet); ok && !s.Op.takesBack() && o.Dsts.Len() >= LongSet {
+			mark(&tables, familyTable{o.Family, o.Table})
+		}
+	}
+	return tables
 }

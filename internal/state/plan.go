@@ -92,7 +92,16 @@ func (p Plan) Empty() bool { return len(p.Steps) == 0 }
 // Commands spells the whole plan as a shell would run it.
 func (p Plan) Commands() []string {
 	var c []string
+	withdrawn := map[uint32]bool{}
 	for _, s := range p.Steps {
+		switch o := s.Object.(type) {
+		case Nexthop:
+			withdrawn[o.ID] = s.Op.Removes()
+		case RouteSet:
+			if s.Op.Removes() && withdrawn[o.Nexthop] {
+				continue // they went with it
+			}
+		}
 		c = append(c, s.Object.Commands(s.Op, p.Names)...)
 	}
 	return c
@@ -129,6 +138,7 @@ func Diff(observed Observed, desired Desired) Plan {
 	diffSets(observed.Devices, desired.Devices, step)
 	diffSets(observed.VIPs, desired.VIPs, step)
 	diffSets(observed.Rules, desired.Rules, step)
+	diffKeyed(observed.Nexthops, desired.Nexthops, step)
 	diffKeyed(observed.Services, desired.Services, step)
 	diffKeyed(observed.Syncs, desired.Syncs, step)
 	diffKeyed(observed.Destinations, desired.Destinations, step)

@@ -127,6 +127,7 @@ type Way struct {
 	Metric   uint32 // fully spelled: IPv6 has no metric 0
 	Type     RouteType
 	Hops     Hops
+	Nexthop  uint32     // the object that says them, in the place of Hops; 0: none
 	Src      netip.Addr // zero Addr: the kernel chooses
 	MTU      uint32     // bytes; 0: the link's
 	AdvMSS   uint32     // bytes; 0: from the MTU
@@ -176,7 +177,10 @@ func (r Route) Spell(n Names) string {
 func (w Way) spell(n Names) string {
 	var b strings.Builder
 	hop, single := w.Hops.Single()
-	if single {
+	switch {
+	case w.Nexthop != 0:
+		fmt.Fprintf(&b, " nhid %d", w.Nexthop)
+	case single:
 		b.WriteString(" " + hop.String())
 	}
 	fmt.Fprintf(&b, " table %s", n.Table(w.Table))
@@ -314,8 +318,11 @@ func compareSets(a, b RouteSet) int {
 	)
 }
 
-// gateways is 1 when a next hop of the way is a gateway, else 0.
+// gateways is 1 when a next hop of the way is a gateway, or may be, else 0.
 func (w Way) gateways() int {
+	if w.Nexthop != 0 {
+		return 1
+	}
 	for _, h := range w.Hops.All() {
 		if h.Via.IsValid() {
 			return 1

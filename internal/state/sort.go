@@ -23,8 +23,9 @@ func sortSteps(steps []Step) {
 	// All texts are parts of one: a string each would cost more than the sorting.
 	var all []byte
 	ends := make([]int, len(steps))
+	long := filling(steps)
 	for i, s := range steps {
-		keys[i] = sortKey{phase: phaseOf(s), index: i}
+		keys[i] = sortKey{phase: phaseOf(s, long), index: i}
 		switch o := s.Object.(type) {
 		case TableName, RouteSet, Rule, Sysctl:
 			// compareObjects orders them.

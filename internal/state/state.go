@@ -62,6 +62,7 @@ type State struct {
 	Routes  Routes
 	Rules   map[Rule]bool
 
+	Nexthops     map[uint32]Nexthop // by ID
 	Devices      map[Device]bool
 	Up           map[string]bool // link name to IFF_UP
 	VIPs         map[VIP]bool
@@ -81,6 +82,7 @@ func New() State {
 		Routes:  Routes{},
 		Rules:   map[Rule]bool{},
 
+		Nexthops:     map[uint32]Nexthop{},
 		Devices:      map[Device]bool{},
 		Up:           map[string]bool{},
 		VIPs:         map[VIP]bool{},
@@ -127,6 +129,7 @@ const (
 	KindSysctl
 	KindLinkUp
 	KindVIP
+	KindNexthop
 	KindRoute
 	KindNFTable
 	KindRule
@@ -137,7 +140,7 @@ const (
 )
 
 var kindNames = [...]string{
-	"table name", "mark", "device", "link group", "sysctl", "link", "address", "route", "nft table", "rule",
+	"table name", "mark", "device", "link group", "sysctl", "link", "address", "nexthop", "route", "nft table", "rule",
 	"ipvs timeouts", "ipvs sync", "service", "destination",
 }
 

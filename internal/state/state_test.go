@@ -103,16 +103,25 @@ func TestRulesAreSpelledAsIPRuleDoes(t *testing.T) {
 }
 
 func TestEveryPhaseHasAReason(t *testing.T) {
-	seen := map[Kind]int{}
+	type row struct {
+		kind       Kind
+		back, long bool
+	}
+	seen := map[row]int{}
 	for _, p := range phases {
 		if p.why == "" {
 			t.Errorf("phase of %s has no reason", p.kind)
 		}
-		seen[p.kind]++
+		seen[row{p.kind, p.back, p.long}]++
 	}
 	for k := range kindNames {
-		if seen[Kind(k)] != 2 {
-			t.Errorf("%s stands %d times in the order: want once forth and once back", Kind(k), seen[Kind(k)])
+		if kind := Kind(k); seen[row{kind, false, false}] != 1 || seen[row{kind, true, false}] != 1 {
+			t.Errorf("%s stands %d times forth and %d back in the order: want once each", kind, seen[row{kind, false, false}], seen[row{kind, true, false}])
+		}
+	}
+	for _, long := range []row{{KindRoute, false, true}, {KindRoute, true, true}, {KindRule, false, true}} {
+		if seen[long] != 1 {
+			t.Errorf("long ones of %s stand %d times in the order: want once", long.kind, seen[long])
 		}
 	}
 }

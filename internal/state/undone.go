@@ -13,6 +13,8 @@ type Undone struct {
 	unwritten map[familyTable]bool
 	// undeleted are tables that a rule still leads to against the plan.
 	undeleted map[familyTable]bool
+	// unled are nexthops that could not be made.
+	unled map[uint32]bool
 	// unserved are services that could not be added.
 	unserved map[ServiceKey]bool
 	// unmade are links that could not be made.
@@ -29,6 +31,10 @@ type familyTable struct {
 // Add notes a step that was not done.
 func (u *Undone) Add(s Step) {
 	switch o := s.Object.(type) {
+	case Nexthop:
+		if s.Op == Add {
+			mark(&u.unled, o.ID)
+		}
 	case RouteSet:
 		if !s.Op.Removes() {
 			mark(&u.unwritten, familyTable{o.Family, o.Table})
@@ -64,9 +70,16 @@ func (u *Undone) Holds(s Step, n Names) string {
 	removes := s.Op.Removes()
 	link := ""
 	switch o := s.Object.(type) {
+	case Nexthop:
+		if removes && len(u.undeleted) > 0 {
+			return "waits for the rules to the routes by it to go"
+		}
 	case RouteSet:
 		if removes && u.undeleted[familyTable{o.Family, o.Table}] {
 			return fmt.Sprintf("waits for the rules to table %s to go", n.Table(o.Table))
+		}
+		if !removes && u.unled[o.Nexthop] {
+			return fmt.Sprintf("waits for the nexthop %d", o.Nexthop)
 		}
 	case Rule:
 		if !removes && u.unwritten[familyTable{o.Family, o.Table}] {
