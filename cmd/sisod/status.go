@@ -311,8 +311,14 @@ func neighbourText(pal palette, n kernel.Neighbour) string {
 	if len(n.Deletes) == 0 {
 		return n.Name
 	}
-	return n.Name + " " + pal.warn("deletes others' "+strings.Join(n.Deletes, " and ")) +
-		": ManageForeignRoutingPolicyRules=no and ManageForeignRoutes=no in networkd.conf(5) keep it from that"
+	advice := ""
+	switch n.Name {
+	case kernel.Networkd:
+		advice = ": ManageForeignRoutingPolicyRules=no and ManageForeignRoutes=no in networkd.conf(5) keep it from that"
+	case kernel.Keepalived:
+		advice = ": without lvs_flush and lvs_flush_on_stop in keepalived.conf(5) it leaves them"
+	}
+	return n.Name + " " + pal.warn("deletes others' "+strings.Join(n.Deletes, " and ")) + advice
 }
 
 // followText tells what an uplink does beyond its addresses.

@@ -258,11 +258,7 @@ func (h *Host) leaseGateways(index int, link string) []state.LearnedGateway {
 		}
 	}
 	var found []state.LearnedGateway
-	for _, l := range findLeases(h.root(), index, link) {
-		// A lease whose address is not there was given up, or is another network's.
-		if !slices.ContainsFunc(addresses, func(p netip.Prefix) bool { return p.Addr() == l.address }) {
-			continue
-		}
+	for _, l := range h.leasesInUse(index, addresses, findLeases(h.root(), index, link)) {
 		for _, via := range l.gateways {
 			onLink := !slices.ContainsFunc(addresses, func(p netip.Prefix) bool { return p.Contains(via) })
 			if !slices.ContainsFunc(found, func(g state.LearnedGateway) bool { return g.Via == via }) {
@@ -271,4 +267,22 @@ func (h *Host) leaseGateways(index int, link string) []state.LearnedGateway {
 		}
 	}
 	return found
+}
+
+// leasesInUse are those whose addresses are there: any other was given up, or is
+// another network's. An address that no file tells of keeps the lease that it had:
+// NetworkManager is without a lease in its files while it restarts, and
+// the address says how long one lasts.
+func (h *Host) leasesInUse(index int, addresses []netip.Prefix, found []lease) []lease {
+	of := func(list []lease, a netip.Addr) bool {
+		return slices.ContainsFunc(list, func(l lease) bool { return l.address == a })
+	}
+	var list []lease
+	for _, l := range slices.Concat(found, slices.DeleteFunc(h.leased[index], func(l lease) bool { return of(found, l.address) })) {
+		if slices.ContainsFunc(addresses, func(p netip.Prefix) bool { return p.Addr() == l.address }) {
+			list = append(list, l)
+		}
+	}
+	h.leased[index] = list
+	return list
 }

@@ -4,6 +4,8 @@ import (
 	"fmt"
 	"net"
 	"net/netip"
+	"os"
+	"path/filepath"
 	"slices"
 	"strings"
 	"testing"
@@ -167,6 +169,40 @@ func TestLeasesAreTheLastResort(t *testing.T) {
 	ip(t, "route flush table 100")
 	// The lease of an address that is not there was given up.
 	ip(t, "addr del 192.0.2.2/24 dev em1")
+	wantLearned(t, h, em1)
+}
+
+// NetworkManager writes its files anew while it restarts, and leaves the address.
+func TestLeaseLastsAsLongAsItsAddress(t *testing.T) {
+	enterNamespace(t)
+	quietUplinks(t)
+	h := openTestHost(t)
+	if err := h.links.read(); err != nil {
+		t.Fatal(err)
+	}
+	file := fmt.Sprintf("run/NetworkManager/devices/%d", h.links.index("em1"))
+	write := func(text string) { writeFiles(t, h.options.Root, map[string]string{file: text}) }
+	const device, address = "[device]\nmanaged=true\n", "[dhcp4]\ndhcp4.ip_address=192.0.2.2\n"
+	em1, want := []string{"em1"}, "em1 IPv4 192.0.2.1: lease of NetworkManager (/"+file+")"
+	write(device + address + "dhcp4.routers=192.0.2.1\n")
+	wantLearned(t, h, em1, want)
+	write(device)
+	wantLearned(t, h, em1, want)
+	if err := os.Remove(filepath.Join(h.options.Root, file)); err != nil {
+		t.Fatal(err)
+	}
+	wantLearned(t, h, em1, want)
+	// A lease that names none is another thing.
+	write(device + address)
+	wantLearned(t, h, em1)
+	write(device)
+	wantLearned(t, h, em1)
+	write(device + address + "dhcp4.routers=192.0.2.1\n")
+	wantLearned(t, h, em1, want)
+	write(device)
+	ip(t, "addr del 192.0.2.2/24 dev em1")
+	wantLearned(t, h, em1)
+	ip(t, "addr add 192.0.2.2/24 dev em1")
 	wantLearned(t, h, em1)
 }
 

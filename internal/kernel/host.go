@@ -46,6 +46,8 @@ type Host struct {
 	// the interfaces of which it has to be learned again.
 	mains   map[string]mainOfLink
 	expired map[string]bool
+	// leased are the leases in use as of the last look at them, by link index.
+	leased map[int][]lease
 	// tidied: what a killed process left half written has been removed.
 	tidied bool
 	// lookedAt are the sysctls that ReadAlso has read since the values were.
@@ -60,7 +62,7 @@ func Open(o Options) (*Host, error) {
 	if o.Log == nil {
 		o.Log = slog.New(slog.DiscardHandler)
 	}
-	h := &Host{options: o, stale: AllParts, lookedAt: map[string]bool{}}
+	h := &Host{options: o, stale: AllParts, lookedAt: map[string]bool{}, leased: map[int][]lease{}}
 	h.cached.Facts.Sysctls = map[string]string{}
 	var err error
 	if h.ledger, err = openLedger(o.RunDir, o.Log); err != nil {

@@ -96,8 +96,8 @@ func namedForDhcpcd(file string, _ int, link string) bool {
 }
 
 // findLeases reads the leases of an interface that clients leave readable, the
-// newest file of a place first. What cannot be read or understood is not there:
-// a lease is the last resort of several.
+// newest file of a place first, those without a gateway too. What cannot be read
+// or understood is not there: a lease is the last resort of several.
 func findLeases(root string, index int, link string) []lease {
 	now := time.Now()
 	var found []lease
@@ -124,7 +124,7 @@ func findLeases(root string, index int, link string) []lease {
 		}
 		slices.SortStableFunc(files, func(a, b file) int { return b.written.Compare(a.written) })
 		for _, f := range files {
-			if l, ok := place.read(f.content, link, f.written, now); ok && len(l.gateways) > 0 {
+			if l, ok := place.read(f.content, link, f.written, now); ok {
 				if rel, err := filepath.Rel(root, f.path); err == nil {
 					l.source = "lease of " + place.client + " (/" + rel + ")"
 				}

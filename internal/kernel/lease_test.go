@@ -33,7 +33,7 @@ func TestLeasesOfEveryClientAreRead(t *testing.T) {
 	}{
 		{2, "em2", "192.0.2.17", "192.0.2.1 192.0.2.254", "lease of systemd-networkd (/run/systemd/netif/leases/2)"},
 		{3, "em3", "198.51.100.9", "198.51.100.1", "lease of systemd-networkd (/run/systemd/netif/leases/3)"},
-		{4, "em4", "", "", ""}, // classless routes without a default, by which the router does not count
+		{4, "em4", "203.0.113.20", "", "lease of systemd-networkd (/run/systemd/netif/leases/4)"}, // classless routes without a default, by which the router does not count
 		{5, "em5", "10.1.0.7", "10.1.0.1", "lease of systemd-networkd (/run/systemd/netif/leases/5)"},
 		{6, "em6", "10.2.0.7", "10.2.0.1", "lease of systemd-networkd (/run/systemd/netif/leases/6)"},
 		{7, "em7", "10.3.0.7", "10.3.0.1", "lease of NetworkManager (/run/NetworkManager/devices/7)"},

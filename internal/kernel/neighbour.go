@@ -12,19 +12,24 @@ import (
 // Neighbour is a program on the host that has to do with routing as well.
 type Neighbour struct {
 	Name string `json:"name"`
-	// Deletes is what of others' it deletes when it starts or reconfigures a link.
+	// Deletes is what of others' it deletes when it starts, stops or reconfigures a
+	// link.
 	Deletes []string `json:"deletes"`
 }
 
 // neighbourPrograms are found by their comm (proc(5)), which has 15 bytes at most.
 var neighbourPrograms = map[string]string{
-	"systemd-network": networkd,
+	"systemd-network": Networkd,
 	"NetworkManager":  "NetworkManager",
-	"keepalived":      "keepalived",
+	"keepalived":      Keepalived,
 	"dockerd":         "docker",
 }
 
-const networkd = "systemd-networkd"
+// Those of whom it is known what they delete.
+const (
+	Networkd   = "systemd-networkd"
+	Keepalived = "keepalived"
+)
 
 // ifupdownState is what ifupdown, which runs no program, has up.
 const ifupdownState = "run/network/ifstate"
@@ -56,8 +61,11 @@ func (h *Host) Neighbours() []Neighbour {
 	list := []Neighbour{}
 	for name := range found {
 		n := Neighbour{Name: name, Deletes: []string{}}
-		if name == networkd {
+		switch name {
+		case Networkd:
 			n.Deletes = networkdDeletes(h.root())
+		case Keepalived:
+			n.Deletes = keepalivedDeletes(h.root())
 		}
 		list = append(list, n)
 	}
@@ -136,4 +144,26 @@ func networkdFiles(root string) []string {
 		files = append(files, dropIns[name])
 	}
 	return files
+}
+
+// keepalivedDeletes reads what keepalived is told in its main file. One that may
+// not be read, or includes others, may say more.
+func keepalivedDeletes(root string) []string {
+	content, err := os.ReadFile(filepath.Join(root, "etc/keepalived/keepalived.conf"))
+	if err != nil {
+		return []string{}
+	}
+	for line := range strings.Lines(string(content)) {
+		if i := strings.IndexAny(line, "#!"); i >= 0 {
+			line = line[:i]
+		}
+		words := strings.Fields(line)
+		switch {
+		case slices.Contains(words, "lvs_flush"),
+			// With VS only its own.
+			slices.Contains(words, "lvs_flush_on_stop") && !slices.Contains(words, "VS"):
+			return []string{"services"}
+		}
+	}
+	return []string{}
 }

@@ -34,6 +34,26 @@ func TestNetworkdSettingsAreReadInItsOrder(t *testing.T) {
 	}
 }
 
+func TestKeepalivedThatSweepsIPVSIsTold(t *testing.T) {
+	for text, want := range map[string]string{
+		"global_defs {\n\tlvs_flush\n}\n":                 "services",
+		"global_defs { lvs_flush }":                       "services",
+		"global_defs {\n  lvs_flush_on_stop ! at once\n}": "services",
+		"global_defs {\n  lvs_flush_on_stop VS\n}":        "",
+		"# lvs_flush\n! lvs_flush\nrouter_id lvs_flushed": "",
+		"": "",
+	} {
+		root := t.TempDir()
+		writeFiles(t, root, map[string]string{"etc/keepalived/keepalived.conf": text})
+		if got := strings.Join(keepalivedDeletes(root), " "); got != want {
+			t.Errorf("%q: deletes %q, want %q", text, got, want)
+		}
+	}
+	if got := keepalivedDeletes(t.TempDir()); len(got) > 0 {
+		t.Errorf("without a file: deletes %q", got)
+	}
+}
+
 func TestNeighboursAreThoseThatRun(t *testing.T) {
 	root := t.TempDir()
 	writeFiles(t, root, map[string]string{
