@@ -36,6 +36,7 @@ func sysctlIs(t *testing.T, h *lab.Host, file, want string) {
 // TestStockInterfacesThatArriveAreServed: a role whose interface is not there is a
 // problem, and what it asks of the interface is applied when it comes, by itself.
 func TestStockInterfacesThatArriveAreServed(t *testing.T) {
+	t.Parallel()
 	l := newLVS(t, false)
 	late := func(h *lab.Host, link string, own, routers string) {
 		t.Helper()
@@ -108,6 +109,7 @@ func TestStockInterfacesThatArriveAreServed(t *testing.T) {
 // TestStockNoNeighbourLearnsTheVIPByAnInterfaceThatArrives: those of a dr real
 // server are silent from their first packet on, whenever they come.
 func TestStockNoNeighbourLearnsTheVIPByAnInterfaceThatArrives(t *testing.T) {
+	t.Parallel()
 	l := newLVS(t, false)
 	h, peer := l.RealServers[0], l.Client
 	vip := l.VIP.V4.String()

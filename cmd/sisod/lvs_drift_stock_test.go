@@ -55,6 +55,7 @@ func send(t *testing.T, p *lab.Process, s unix.Signal) {
 // TestStockWhatOthersUndoIsReportedAndRepaired: while the daemon cannot run,
 // status tells what is wrong; when it can, all is as before, and told.
 func TestStockWhatOthersUndoIsReportedAndRepaired(t *testing.T) {
+	t.Parallel()
 	l := newLVS(t, false)
 	vip4, vip6 := l.VIP.V4.String(), l.VIP.V6.String()
 	const foreign = "ipvsadm -A -t 203.0.113.200:81 -s wrr -p 60; ipvsadm -a -t 203.0.113.200:81 -r 203.0.113.10:81 -g -w 3"

@@ -59,6 +59,7 @@ func unanswered(t *testing.T, from *lab.Host, to netip.AddrPort) {
 // TestStockTunnelServesWhateverTheFilterWas: the real server drops what comes
 // out of the tunnel when the greater of the filters of all and tunl0 is 1.
 func TestStockTunnelServesWhateverTheFilterWas(t *testing.T) {
+	t.Parallel()
 	l := newLVS(t, true)
 	vip := l.VIP.At(false, lab.Port)
 	directByHand(t, l, "-i", lab.Port, lab.Port, l.VIP)
@@ -126,6 +127,7 @@ const forgetNeighbours = "ip neigh flush all"
 // TestStockDirectRoutingKeepsTheDirectorInTheWay: a real server that says that
 // it has the VIP is asked by clients itself, and nobody notices.
 func TestStockDirectRoutingKeepsTheDirectorInTheWay(t *testing.T) {
+	t.Parallel()
 	for _, c := range []struct{ name, sysctls string }{
 		{"arp_ignore on lo alone", "echo 1 > lo/arp_ignore; echo 2 > lo/arp_announce; echo 2 > all/arp_announce"},
 		{"arp_announce missing", "echo 1 > all/arp_ignore"},
@@ -193,6 +195,7 @@ func TestStockDirectRoutingKeepsTheDirectorInTheWay(t *testing.T) {
 // TestStockNATServesClientsOfTheRealServersNetwork: the real server answers a
 // neighbour straight, from an address that it never asked.
 func TestStockNATServesClientsOfTheRealServersNetwork(t *testing.T) {
+	t.Parallel()
 	l := newLVS(t, false)
 	vip := l.VIP.At(false, 8000)
 	directByHand(t, l, "-m", 8000, lab.Port, l.VIP)
@@ -237,6 +240,7 @@ const upload = 300_000
 // TestStockTunnelTakesUploadsWhereICMPIsFiltered: a full segment of the client
 // does not fit into the tunnel, and nobody may tell.
 func TestStockTunnelTakesUploadsWhereICMPIsFiltered(t *testing.T) {
+	t.Parallel()
 	l := newLVS(t, true)
 	vip := l.VIP.At(false, lab.Port)
 	directByHand(t, l, "-i", lab.Port, lab.Port, l.VIP)
@@ -290,6 +294,7 @@ func TestStockTunnelTakesUploadsWhereICMPIsFiltered(t *testing.T) {
 // TestStockDirectRoutingNeedsTheVIPOnTheRealServer: without it packets for the
 // VIP are nobody's there.
 func TestStockDirectRoutingNeedsTheVIPOnTheRealServer(t *testing.T) {
+	t.Parallel()
 	l := newLVS(t, false)
 	vip := l.VIP.At(false, lab.Port)
 	directByHand(t, l, "-g", lab.Port, lab.Port, l.VIP)

@@ -65,6 +65,7 @@ func drawn(t *testing.T, from *lab.Host, to netip.AddrPort) int64 {
 // A router towards the client tells the VIP that a packet was too big. It is the
 // real server that has to know, under the address that it knows.
 func TestStockFullNATTellsRealServersThatPacketsAreTooBig(t *testing.T) {
+	t.Parallel()
 	l := newFullNAT(t)
 	ip(t, l.Router, "link", "set", "client", "mtu", "1300")
 	const bytes = 100_000
@@ -107,6 +108,7 @@ func TestStockFullNATTellsRealServersThatPacketsAreTooBig(t *testing.T) {
 // Connections of a director that is gone end by themselves, or after a minute:
 // until then their addresses are translated, though no service asks for it.
 func TestStockFullNATDrains(t *testing.T) {
+	t.Parallel()
 	l := newFullNAT(t)
 	l.profile(t, l.Director, fullNATDirector("fullnat", wholePool))
 	var visits []*lab.Visit

@@ -115,6 +115,7 @@ func (l *fullNAT) given(t *testing.T) {
 }
 
 func TestStockFullNATServesEverybodyThroughServersWithoutAWayBack(t *testing.T) {
+	t.Parallel()
 	l := newFullNAT(t)
 	l.profile(t, l.Director, fullNATDirector("nat", ""))
 	for _, c := range l.clients() {
@@ -158,6 +159,7 @@ func TestStockFullNATServesEverybodyThroughServersWithoutAWayBack(t *testing.T) 
 }
 
 func TestStockFullNATChangesTheSourceOfItsServicesAlone(t *testing.T) {
+	t.Parallel()
 	l := newFullNAT(t)
 	l.profile(t, l.Director, fullNATDirector("fullnat", wholePool)+`
 		[director.plain]
@@ -193,6 +195,7 @@ func TestStockFullNATChangesTheSourceOfItsServicesAlone(t *testing.T) {
 }
 
 func TestStockFullNATTakesPacketsWithAMark(t *testing.T) {
+	t.Parallel()
 	l := newFullNAT(t)
 	run(t, l.Director, "nft", `add table inet firewall
 		add chain inet firewall marks { type filter hook prerouting priority mangle; }
@@ -262,6 +265,7 @@ func announces(t *testing.T, from *lab.Host, to netip.AddrPort) (mss uint16, lar
 }
 
 func TestStockFullNATLeavesRoomForTheClientsAddress(t *testing.T) {
+	t.Parallel()
 	l := newFullNAT(t)
 	const wire = 1500
 	headers := map[bool]int{false: 40, true: 60}
@@ -305,6 +309,7 @@ func TestStockFullNATLeavesRoomForTheClientsAddress(t *testing.T) {
 }
 
 func TestStockFullNATShowsHowMuchItHolds(t *testing.T) {
+	t.Parallel()
 	l := newFullNAT(t)
 	l.profile(t, l.Director, fullNATDirector("fullnat", wholePool))
 	var visits []*lab.Visit
@@ -337,6 +342,7 @@ func TestStockFullNATShowsHowMuchItHolds(t *testing.T) {
 }
 
 func TestStockFullNATDoesNotUseASourceThatIsNotThere(t *testing.T) {
+	t.Parallel()
 	l := newFullNAT(t)
 	for i, a := range l.pool.All() {
 		ip(t, l.Director, "address", "delete", fmt.Sprintf("%s/%d", a, []int{24, 64}[i]), "dev", "eth0")

@@ -149,6 +149,7 @@ func within(c change) []killing {
 // TestStockKilledDirectorComesBack: fifty services of every kind. Whenever the
 // first apply is killed, the next one ends with all of them, and owns them.
 func TestStockKilledDirectorComesBack(t *testing.T) {
+	t.Parallel()
 	profile, err := os.ReadFile("testdata/lvs-fifty.toml")
 	if err != nil {
 		t.Fatal(err)
@@ -247,6 +248,7 @@ encapsulation_port = 6081
 // is what it makes of a host where nothing was killed, and sisod knows of
 // everything that is its.
 func TestStockKilledRolesComeBack(t *testing.T) {
+	t.Parallel()
 	hosts := directorHosts(t, 2)
 	found, whole, wanted := map[*lab.Host]string{}, map[*lab.Host]string{}, map[*lab.Host]string{}
 	clean := func(t *testing.T, h *lab.Host) {

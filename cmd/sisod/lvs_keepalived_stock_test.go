@@ -137,6 +137,7 @@ func shopProfile(l *lab.LVS, scheduler, services, realServers string) string {
 // TestStockKeepalivedAndSisodKeepToTheirOwn: two masters of one director, on one
 // VIP, each with services of its own.
 func TestStockKeepalivedAndSisodKeepToTheirOwn(t *testing.T) {
+	t.Parallel()
 	l := newLVS(t, false)
 	ours, theirs, contested := uint16(8000), uint16(9000), uint16(9001)
 	for _, h := range l.RealServers {
@@ -247,6 +248,7 @@ func TestStockKeepalivedAndSisodKeepToTheirOwn(t *testing.T) {
 // TestStockDirectorServesAVIPOfKeepaliveds: the VIP comes and goes with VRRP,
 // the services are sisod's.
 func TestStockDirectorServesAVIPOfKeepaliveds(t *testing.T) {
+	t.Parallel()
 	l := newLVS(t, false)
 	for _, h := range l.RealServers {
 		writeProfile(t, h, "lvs.toml", spell(l, modes()[0].real))

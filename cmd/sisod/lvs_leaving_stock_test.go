@@ -13,6 +13,7 @@ import (
 // What the connections of a director stand on, its VIP and its sysctls, goes
 // with the last of them, and not before.
 func TestStockARemovedDirectorEndsWithItsConnections(t *testing.T) {
+	t.Parallel()
 	l := newLVS(t, false)
 	nat := modes()[0]
 	ours := []*lab.Host{l.Director, l.RealServers[0], l.RealServers[1]}
@@ -52,6 +53,7 @@ func TestStockARemovedDirectorEndsWithItsConnections(t *testing.T) {
 // A real server goes on serving while directors come, go and change places in
 // its list, and another role of the same director ends.
 func TestStockListsOfDirectorsChange(t *testing.T) {
+	t.Parallel()
 	l := newLVS(t, true)
 	found := snapshots(t, l.RealServers[:]...)
 	writeProfile(t, l.Director, "lvs.toml", spell(l, tunOrDR("tun", "", true)))
@@ -82,6 +84,7 @@ func TestStockListsOfDirectorsChange(t *testing.T) {
 // A host that forwards takes no gateway from an advertisement, unless told,
 // also where no profile calls its interface an uplink.
 func TestStockForwardingKeepsAdvertisedGateways(t *testing.T) {
+	t.Parallel()
 	l := newLVS(t, false)
 	d := l.Director
 	if err := d.Sysctl("net/ipv6/conf/eth0/accept_ra=1"); err != nil {

@@ -259,6 +259,7 @@ func (d *load) of(s *balanced) *guests {
 const icmpLimits = "cd /proc/sys/net && cat ipv4/icmp_ratelimit ipv6/icmp/ratelimit"
 
 func TestStockAHundredChangesLoseNoConnection(t *testing.T) {
+	t.Parallel()
 	const changes, seed = 100, 3
 	t.Logf("seed %d", seed)
 	r := rand.New(rand.NewPCG(seed, seed))
@@ -322,6 +323,7 @@ func TestStockAHundredChangesLoseNoConnection(t *testing.T) {
 }
 
 func TestStockARemovedServerLosesItsConnectionsAfterItsDrainAndNobodyElseDoes(t *testing.T) {
+	t.Parallel()
 	const drain = 5 * time.Second
 	l, services := loadedLVS(t, drain.String())
 	writeServices(t, l, services)

@@ -21,6 +21,7 @@ const masquerade = `table ip masq { chain postrouting { type nat hook postroutin
 // that is in no network of theirs. Each step of the administrator's is needed,
 // and none is enough.
 func TestStockNATOfAVIPInNoNetwork(t *testing.T) {
+	t.Parallel()
 	l := newLVS(t, false)
 	l.VIP = lab.Addresses{V4: netip.MustParseAddr("100.222.111.1"), V6: netip.MustParseAddr("2001:db8:222::1")}
 	vip := l.VIP.At(false, 8000)
@@ -103,6 +104,7 @@ func advertised(t *testing.T, l *lab.LVS, want bool) {
 // TestStockDirectorKeepsAnAdvertisedGateway: a host that begins to forward
 // forgets the gateways that advertised themselves, and takes no more.
 func TestStockDirectorKeepsAnAdvertisedGateway(t *testing.T) {
+	t.Parallel()
 	l := newLVS(t, false)
 	shell(t, l.Director, "ip -6 route del default; echo 1 > /proc/sys/net/ipv6/conf/eth0/accept_ra")
 	advertise(t, l, 1800)

@@ -16,6 +16,7 @@ import (
 // flush, through daemons that are killed and stopped in between. The hosts are
 // such that not every value is a default.
 func TestStockHostsAreGivenBackAsFound(t *testing.T) {
+	t.Parallel()
 	l := newLVS(t, false)
 	for _, c := range []struct {
 		host            *lab.Host

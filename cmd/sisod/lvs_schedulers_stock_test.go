@@ -40,6 +40,7 @@ const firstSchedule = 8100
 // TestStockSchedulersSpreadAsTheySay: every scheduler of the kernel has a
 // service, and one that this kernel lacks is told and keeps nothing from the rest.
 func TestStockSchedulersSpreadAsTheySay(t *testing.T) {
+	t.Parallel()
 	l := newLVS(t, false)
 	// These two bring sysctls with them, which stay with the modules.
 	run(t, l.Director, "modprobe", "-a", "ip_vs_lblc", "ip_vs_lblcr")
@@ -96,6 +97,7 @@ func TestStockSchedulersSpreadAsTheySay(t *testing.T) {
 // come, until there are fewer than `lower`, for which they must end: UDP's do
 // by a timeout.
 func TestStockThresholdsAndTimeoutsAreInForce(t *testing.T) {
+	t.Parallel()
 	l := newLVS(t, false)
 	for _, h := range l.RealServers {
 		writeProfile(t, h, "lvs.toml", spell(l, `

@@ -168,6 +168,7 @@ const marks = `table inet marks {
 }`
 
 func TestStockServicesOfEveryKind(t *testing.T) {
+	t.Parallel()
 	l := newLVS(t, false)
 	run(t, l.Director, "nft", spell(l, marks))
 	second := lab.Addresses{V4: l.ClientAddress.V4.Next(), V6: l.ClientAddress.V6.Next()}

@@ -75,6 +75,7 @@ func rolesText(t *testing.T, text string) string {
 // TestStockStatusCountsWhatIpvsadmCounts: under traffic, and while a real server
 // and then a whole director drain.
 func TestStockStatusCountsWhatIpvsadmCounts(t *testing.T) {
+	t.Parallel()
 	l := newLVS(t, false)
 	for _, h := range l.RealServers {
 		writeProfile(t, h, "lvs.toml", spell(l, modes()[0].real))
@@ -272,6 +273,7 @@ func TestStockStatusNamesWhatTheKernelLacks(t *testing.T) {
 // TestStockShowIsWhatIpvsadmRestores: its lines, fed to ipvsadm on another host,
 // make the same services there.
 func TestStockShowIsWhatIpvsadmRestores(t *testing.T) {
+	t.Parallel()
 	l := newLVS(t, false)
 	from, to := l.Director, l.Neighbour
 	var b strings.Builder

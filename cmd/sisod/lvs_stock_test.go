@@ -232,6 +232,7 @@ func spell(l *lab.LVS, profile string) string {
 }
 
 func TestStockModesServeWithTheClientsAddress(t *testing.T) {
+	t.Parallel()
 	for _, m := range modes() {
 		t.Run(m.name, func(t *testing.T) {
 			l := newLVS(t, m.routed)

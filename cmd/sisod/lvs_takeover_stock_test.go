@@ -15,6 +15,7 @@ import (
 // connections of the first one, and when the VIP moves there, the neighbours
 // are told and the connections go on.
 func TestStockConnectionsOutliveTheirDirector(t *testing.T) {
+	t.Parallel()
 	l := newLVS(t, false)
 	first, second := l.Director, l.Neighbour
 	found := snapshots(t, first, second)

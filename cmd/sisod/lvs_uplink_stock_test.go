@@ -51,6 +51,7 @@ func mainBy(t *testing.T, l *lab.LVS, w wayOut) {
 // and the default of main is the other one. Filters are strict wherever that
 // goes with the way that requests come in by.
 func TestStockRepliesOfAVIPLeaveByTheNamedUplink(t *testing.T) {
+	t.Parallel()
 	for _, m := range []struct {
 		mode   string
 		routed bool

@@ -45,6 +45,7 @@ func balancedWays(two *lab.TwoUplinks, r lab.RealServers, ways [2]string) []conv
 }
 
 func TestStockBalancedRepliesLeaveByTheUplinkOfTheirVIP(t *testing.T) {
+	t.Parallel()
 	loadLVS(t)
 	two := twoUplinks(t, lab.TwoUplinksOptions{})
 	r, err := two.AddRealServers()
