@@ -35,6 +35,7 @@ func Add(d *state.Desired, c *profiles.Config, tables map[string]uint32, f state
 		b.director(&c.Directors[i])
 	}
 	b.fullNATs()
+	b.reserve()
 	b.drain()
 	b.host()
 }

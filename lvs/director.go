@@ -98,7 +98,8 @@ func (b *builder) directorVIPs(d *profiles.Director) {
 		if d.Interface != "" {
 			if l, ok := b.link(d.Interface); !ok || !l.Up {
 				b.problem("director "+d.Name, v.Pos, "interface %s for the VIP %s is %s", d.Interface, v.Value, map[bool]string{false: "not there", true: "down"}[ok])
-			} else {
+			} else if b.facts.IPVS.Missing == "" || b.observed.VIPs[state.VIP{Link: d.Interface, Addr: v.Value}] {
+				// A host without IPVS does not take a VIP from a director that has it.
 				b.vip(d.Interface, v.Value, v.Pos.Short())
 			}
 		}
@@ -307,7 +308,17 @@ func (b *builder) drain() {
 	b.keepTranslating(translated)
 }
 
-// passOver has a service's scheduler give nothing to a real server that drains,
+// reserve keeps real servers that profiles give the weight 0 from getting new
+// connections, also by a hash.
+func (b *builder) reserve() {
+	for key, d := range b.Destinations {
+		if d.Weight == 0 {
+			b.passOver(key.Service)
+		}
+	}
+}
+
+// passOver has a service's scheduler give nothing to a real server of weight 0,
 // and tells what that takes. Hashes go on choosing one of weight 0 for its share
 // of clients, who are then refused: sh unless it may fall back
 // (net/netfilter/ipvs/ip_vs_sh.c), and dh in any case (ip_vs_dh.c). lblc keeps

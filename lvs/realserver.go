@@ -362,6 +362,10 @@ func (b *builder) natted(r *profiles.RealServer) {
 			b.problem(subject(r), d.Pos, "no interface has a network around the director %s: a nat real server and its director share a network", d.Value)
 			continue
 		}
+		if l, _ := b.link(link); !l.Up {
+			b.problem(subject(r), d.Pos, "interface %s towards the director %s is down; until it is up, replies go as main decides: ip link set %s up", link, d.Value, link)
+			continue
+		}
 		table := b.tables[r.Table()]
 		b.route(state.Route{Dst: state.AnyDestination(f), Way: state.Way{
 			Family: f, Table: table, Metric: state.DefaultMetric(f), Type: state.Unicast,

@@ -2,6 +2,7 @@ package profiles
 
 import (
 	"fmt"
+	"math"
 	"reflect"
 	"slices"
 	"strings"
@@ -232,6 +233,8 @@ func (n *node) correction(kind string) string {
 		return fmt.Sprintf("write it without quotes: %s%s", assign, text)
 	case kind == "number" && isText && strings.HasPrefix(text, "0x"):
 		return fmt.Sprintf("write it without quotes: %s%s", assign, text)
+	case kind == "number" && whole(n.value):
+		return fmt.Sprintf("write it in digits: %s%.0f", assign, n.value)
 	case kind == "bool" && (text == "true" || text == "false"):
 		return fmt.Sprintf("write it without quotes: %s%s", assign, text)
 	case kind == "bool":
@@ -242,6 +245,12 @@ func (n *node) correction(kind string) string {
 		return fmt.Sprintf("it is a table, with the header [%s]", dotted(n.path))
 	}
 	return ""
+}
+
+// whole reports whether a fraction is none: 1e3, 80.0.
+func whole(v any) bool {
+	f, ok := v.(float64)
+	return ok && f == math.Trunc(f) && math.Abs(f) < 1<<53
 }
 
 // written is the value as it stands in the file.

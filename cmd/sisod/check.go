@@ -3,6 +3,7 @@ package main
 import (
 	"fmt"
 	"os"
+	"strings"
 
 	"github.com/spf13/cobra"
 
@@ -34,9 +35,28 @@ with its place. Exit code 0: valid, 1: not.`,
 			if err != nil {
 				return err
 			}
-			fmt.Fprintf(cmd.OutOrStdout(), "%s: valid: %s, %s, %s in %s\n", path,
-				plural(len(c.Uplinks), "uplink"), plural(len(c.Rules), "rule"), plural(len(c.Routes), "route"), plural(len(c.Files), "file"))
+			fmt.Fprintf(cmd.OutOrStdout(), "%s: valid: %s in %s\n", path, contents(c), plural(len(c.Files), "file"))
 			return nil
 		},
 	}
+}
+
+// contents counts what a configuration asks for, and leaves out what it has none of.
+func contents(c *profiles.Config) string {
+	var words []string
+	for _, kind := range []struct {
+		n    int
+		name string
+	}{
+		{len(c.Uplinks), "uplink"}, {len(c.RealServers), "real server"}, {len(c.Directors), "director"},
+		{len(c.Captures), "tproxy capture"}, {len(c.Rules), "rule"}, {len(c.Routes), "route"},
+	} {
+		if kind.n > 0 {
+			words = append(words, plural(kind.n, kind.name))
+		}
+	}
+	if len(words) == 0 {
+		return plural(0, "uplink")
+	}
+	return strings.Join(words, ", ")
 }

@@ -353,13 +353,13 @@ func TestConfigIsReadFromAnyFolder(t *testing.T) {
 	contains(t, run(t, h, "find", "/var/lib/sisod"), "/var/lib/sisod/last-good/run/elsewhere/wishes/profiles/isp.toml")
 
 	for path, want := range map[string]string{
-		"/run/elsewhere/wishes":                   "/run/elsewhere/wishes: valid: 2 uplinks, 0 rules, 0 routes in 1 file\n",
-		"/run/elsewhere/wishes/profiles/isp.toml": "/run/elsewhere/wishes/profiles/isp.toml: valid: 2 uplinks, 0 rules, 0 routes in 1 file\n",
+		"/run/elsewhere/wishes":                   "/run/elsewhere/wishes: valid: 2 uplinks in 1 file\n",
+		"/run/elsewhere/wishes/profiles/isp.toml": "/run/elsewhere/wishes/profiles/isp.toml: valid: 2 uplinks in 1 file\n",
 	} {
 		same(t, "check "+path, expect(t, h, 0, "check", path).stdout, want)
 	}
 	same(t, "check with a relative path", try(t, h, "sh", "-c", "cd /run/elsewhere && $0 check wishes/profiles/isp.toml", program).stdout,
-		"/run/elsewhere/wishes/profiles/isp.toml: valid: 2 uplinks, 0 rules, 0 routes in 1 file\n")
+		"/run/elsewhere/wishes/profiles/isp.toml: valid: 2 uplinks in 1 file\n")
 	contains(t, expect(t, h, 1, "check", "/run/nowhere").stderr, "/run/nowhere", "no such file or folder")
 	writeFile(t, h, "draft.toml", "[uplink.a]\ninterfaces = \"em1\"\n")
 	r := expect(t, h, 1, "check", "/etc/sisod/draft.toml")
