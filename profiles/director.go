@@ -46,11 +46,11 @@ func (b *builder) director(raw rawDirector, c *Config) Director {
 	d.VIPs, d.Services = placedValues(vips), ports(placed)
 	b.vipNeeded(raw, role, known)
 	onlyWith(raw, d, placed)
-	netmask(raw, &d, vips)
 	back := b.backends(raw, role, &d, placed, known)
 	if vipsOK {
 		b.families(raw, role, &d, vips, back)
 	}
+	netmask(raw, &d, vips)
 	b.fullNAT(raw, role, &d, back, known)
 	b.claimServices(role, raw, d, vips, placed, servicesOK)
 	for _, v := range vips {
@@ -155,7 +155,8 @@ func onlyWith(raw rawDirector, d Director, placed []placedPort) {
 	}
 }
 
-// netmask reads how many bits of a client's address persistence looks at.
+// netmask reads how many bits of a client's address persistence looks at. A
+// mark's packets are of its real servers' family where no VIP tells it.
 func netmask(raw rawDirector, d *Director, vips []placedAddress) {
 	f := raw.PersistenceNetmask
 	if f.at == nil {
@@ -164,14 +165,19 @@ func netmask(raw rawDirector, d *Director, vips []placedAddress) {
 	if raw.Persistence.at == nil {
 		f.at.badKey("persistence_netmask needs persistence", `add the line persistence = "300s"`)
 	}
-	v4 := slices.ContainsFunc(vips, func(v placedAddress) bool { return v.addr.Is4() })
-	v6 := slices.ContainsFunc(vips, func(v placedAddress) bool { return v.addr.Is6() })
-	if v4 && v6 {
-		f.at.badKey("persistence_netmask cannot be of VIPs of both families", "make a director for each family")
+	of, both, one := d.Family, "VIPs", "VIP is"
+	if len(vips) == 0 {
+		both, one = "real servers", "real servers are"
+	}
+	for _, v := range vips {
+		of.add(v.addr)
+	}
+	if of.IPv4 && of.IPv6 {
+		f.at.badKey(fmt.Sprintf("persistence_netmask cannot be of %s of both families", both), "make a director for each family")
 		return
 	}
 	longest := int64(128)
-	if v4 {
+	if of.IPv4 {
 		longest = 32
 	}
 	switch v := f.at.value.(type) {
@@ -187,8 +193,8 @@ func netmask(raw rawDirector, d *Director, vips []placedAddress) {
 			f.at.bad(fmt.Sprintf("persistence_netmask cannot be %q", v), `a prefix length such as 24, or, for IPv4, a mask such as "255.255.255.0"`)
 			return
 		}
-		if v6 {
-			f.at.bad(fmt.Sprintf("persistence_netmask %q is IPv4, and the VIP is IPv6", v), "a prefix length, such as 64")
+		if of.IPv6 {
+			f.at.bad(fmt.Sprintf("persistence_netmask %q is IPv4, and the %s IPv6", v, one), "a prefix length, such as 64")
 			return
 		}
 		o := a.As4()

@@ -38,6 +38,7 @@ func FuzzServiceRoundTrip(f *testing.F) {
 	f.Add(false, uint32(0), uint8(6), []byte{192, 0, 2, 1}, uint16(80), "wrr", uint32(1), uint32(300), uint8(24))
 	f.Add(true, uint32(0), uint8(132), []byte{0x20, 1, 0xd, 0xb8}, uint16(0), "mh", uint32(0x1f), uint32(360), uint8(128))
 	f.Add(true, uint32(1), uint8(0), []byte{}, uint16(7), "rr", ^uint32(0), ^uint32(0), uint8(64))
+	f.Add(false, uint32(1), uint8(0), []byte{}, uint16(0), "rr", uint32(1), uint32(300), uint8(64))
 	f.Fuzz(func(t *testing.T, ipv6 bool, mark uint32, protocol uint8, addr []byte, port uint16, scheduler string, flags, timeout uint32, netmask uint8) {
 		for i := range len(scheduler) {
 			if scheduler[i] == 0 {
@@ -53,6 +54,16 @@ func FuzzServiceRoundTrip(f *testing.F) {
 		got, err := decodeService(m.body)
 		if err != nil || got != s {
 			t.Errorf("%+v came back as %+v, %v", s, got, err)
+		}
+		// A mask longer than an address is all of it, and can be spelled.
+		long := s
+		long.Netmask = int(netmask)
+		s.Netmask = min(long.Netmask, s.Family.Bits())
+		if long.Family == state.IPv6 {
+			return // the kernel refuses it, and has none
+		}
+		if got, err := decodeService(genericMessage(20, ipvsNewService, appendService(nil, long)).body); err != nil || got != s || long.String() == "" {
+			t.Errorf("%+v came back as %+v, %v", long, got, err)
 		}
 	})
 }

@@ -112,7 +112,7 @@ func (s Service) String() string {
 }
 
 func dottedMask(bits int) string {
-	m := ^uint32(0) << (32 - bits)
+	m := ^uint32(0) << max(0, 32-bits)
 	return netip.AddrFrom4([4]byte{byte(m >> 24), byte(m >> 16), byte(m >> 8), byte(m)}).String()
 }
 
