@@ -137,7 +137,7 @@ func (c *Config) Balances() bool { return len(c.Directors) > 0 || c.IPVS != nil 
 // every interface that it has.
 func (c *Config) ForwardsIPv6() bool {
 	for _, d := range c.Directors {
-		if d.Mode == NAT && slices.ContainsFunc(d.RealServers, func(r Backend) bool { return r.Address.Is6() }) {
+		if d.Mode.Translates() && slices.ContainsFunc(d.RealServers, func(r Backend) bool { return r.Address.Is6() }) {
 			return true
 		}
 	}
