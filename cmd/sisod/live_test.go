@@ -165,7 +165,7 @@ func snapshot(t testing.TB, h *lab.Host) string {
 	t.Helper()
 	var b strings.Builder
 	for _, command := range []string{
-		"rule", "-6 rule", "route show table all", "-6 route show table all", "-d link", "address",
+		"rule", "-6 rule", "route show table all", "-6 route show table all", "nexthop", "-d link", "address",
 	} {
 		fmt.Fprintf(&b, "# ip %s\n%s", command, bridgeTimers.ReplaceAllString(ip(t, h, strings.Fields(command)...), ""))
 	}

@@ -248,6 +248,7 @@ func routeRequest(kind uint16) string {
 	name := map[uint16]string{
 		unix.RTM_NEWROUTE: "NEWROUTE", unix.RTM_DELROUTE: "DELROUTE", unix.RTM_NEWRULE: "NEWRULE", unix.RTM_DELRULE: "DELRULE",
 		unix.RTM_NEWLINK: "NEWLINK", unix.RTM_SETLINK: "SETLINK", unix.RTM_NEWADDR: "NEWADDR", unix.RTM_DELADDR: "DELADDR",
+		unix.RTM_NEWNEXTHOP: "NEWNEXTHOP", unix.RTM_DELNEXTHOP: "DELNEXTHOP",
 	}[kind]
 	switch {
 	// The kinds come in fours: new, delete, get, set (linux/rtnetlink.h).

@@ -262,7 +262,7 @@ func (s *baseline) nexthop(gone bool, flags uint16, body []byte) (Event, bool) {
 	replaced := !gone && flags&unix.NLM_F_REPLACE != 0
 	parts := Parts(0)
 	switch {
-	case n.Protocol == state.Protocol:
+	case n.Protocol == state.Protocol, state.IsNexthopID(n.ID, state.IPv4), state.IsNexthopID(n.ID, state.IPv6):
 		parts = PartRoutes
 	case replaced:
 		parts = PartMain
