@@ -30,10 +30,10 @@ type Capacity struct {
 // (net/netfilter/nf_nat_core.c, nf_nat_l4proto_unique_tuple).
 const portsOfTuple = 65536 - 1024
 
-// Shares in use that are told.
+// Shares in use that are told: the first is a problem, the second an error.
 const (
-	capacityShort = 0.60
-	capacityOut   = 0.85
+	CapacityShort = 0.60
+	CapacityOut   = 0.85
 )
 
 // capacityInterval is how often the ports in use are looked at.
@@ -119,10 +119,11 @@ func sharing(c *profiles.Config, sources []netip.Addr) map[state.ServiceKey]bool
 // another problem every minute; status shows them.
 func (b *builder) capacity(d *profiles.Director) {
 	switch all := CapacityOf(d, b.config, b.State, b.facts); {
-	case all.Fullest >= capacityOut:
-		b.problem("director "+d.Name, d.Pos, "error: more than %.0f %% of the ports towards a real server are in use, and clients are about to be refused; add addresses to snat, or real servers", capacityOut*100)
-	case all.Fullest >= capacityShort:
-		b.problem("director "+d.Name, d.Pos, "more than %.0f %% of the ports towards a real server are in use; add addresses to snat, or real servers", capacityShort*100)
+	case all.Fullest >= CapacityOut:
+		b.problem("director "+d.Name, d.Pos, "more than %.0f %% of the ports towards a real server are in use, and clients are about to be refused; add addresses to snat, or real servers", CapacityOut*100)
+		b.Problems[len(b.Problems)-1].Error = true
+	case all.Fullest >= CapacityShort:
+		b.problem("director "+d.Name, d.Pos, "more than %.0f %% of the ports towards a real server are in use; add addresses to snat, or real servers", CapacityShort*100)
 	}
 	b.later(capacityInterval)
 }

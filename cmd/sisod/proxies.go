@@ -72,16 +72,17 @@ func (r roleStatus) line(pal palette) string {
 
 // lines is what a person reads of a capacity.
 func (c capacityStatus) lines(pal palette) []string {
-	if c.text != "" {
-		return []string{"  " + c.text}
-	}
-	used := fmt.Sprintf("%d in use, %d %%", c.InUse, c.Percent)
+	paint := func(s string) string { return s }
 	switch {
 	case c.Percent >= routing.FillError:
-		used = pal.bad(used)
+		paint = pal.bad
 	case c.Percent >= routing.FillProblem:
-		used = pal.warn(used)
+		paint = pal.warn
 	}
+	if c.text != "" {
+		return []string{"  " + paint(c.text)}
+	}
+	used := paint(fmt.Sprintf("%d in use, %d %%", c.InUse, c.Percent))
 	lines := []string{fmt.Sprintf("  room for %s (%s, %s, %s), %s, %d new ones a second",
 		plural(c.Tuples, "connection"), plural(c.Clients, "client"), plural(c.Upstreams, "server"), plural(c.Ports, "port"), used, c.Rate)}
 	if c.Busiest != nil {

@@ -93,7 +93,11 @@ func mayChange(verb string) error {
 func problemsText(pal palette, pass daemon.Pass) []string {
 	var lines []string
 	for _, p := range pass.Desired.Problems {
-		line := pal.warn("problem") + "  " + p.Subject + ": " + p.Text
+		word := pal.warn("problem") + "  "
+		if p.Error {
+			word = pal.bad("error") + "    "
+		}
+		line := word + p.Subject + ": " + p.Text
 		if p.Origin != "" {
 			line += pal.dim("  " + p.Origin)
 		}

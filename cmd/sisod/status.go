@@ -28,7 +28,8 @@ func statusCommand(p *places) *cobra.Command {
 		Short: "uplinks, problems, drift, and what the daemon did last",
 		Long: `Status looks at the kernel, the profiles and the daemon.
 Exit code 0: all in order, 2: drift or problems, 1: error, also when the
-profiles do not load.`,
+profiles do not load, or when a problem is an error: connections fail, or are
+about to.`,
 		Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			if format != "text" && format != "json" {
@@ -48,7 +49,7 @@ profiles do not load.`,
 			switch {
 			case err != nil:
 				return err
-			case st.ConfigError != "":
+			case st.ConfigError != "", state.Errors(st.Problems) > 0:
 				return exitCode(exitError)
 			case !st.InOrder:
 				return exitCode(exitMore)
@@ -205,14 +206,19 @@ func (st *status) text(w io.Writer, pal palette) error {
 		}
 	}
 	section("roles", roleLines(pal, st.Roles))
-	var lines []string
+	var lines, failing []string
 	for _, p := range st.Problems {
-		line := pal.warn(p.Subject) + ": " + p.Text
+		paint, list := pal.warn, &lines
+		if p.Error {
+			paint, list = pal.bad, &failing
+		}
+		line := paint(p.Subject) + ": " + p.Text
 		if p.Origin != "" {
 			line += pal.dim("  " + p.Origin)
 		}
-		lines = append(lines, line)
+		*list = append(*list, line)
 	}
+	section("errors", failing)
 	section("problems", lines)
 	lines = nil
 	for _, d := range st.Drift {
@@ -264,10 +270,11 @@ func (st *status) verdict(pal palette) string {
 		return pal.good("in order")
 	}
 	var words []string
+	failing := state.Errors(st.Problems)
 	for _, c := range []struct {
 		n    int
 		noun string
-	}{{len(st.Problems), "problem"}, {len(st.Drift), "step"}} {
+	}{{failing, "error"}, {len(st.Problems) - failing, "problem"}, {len(st.Drift), "step"}} {
 		if c.n > 0 {
 			words = append(words, plural(c.n, c.noun))
 		}
@@ -283,6 +290,9 @@ func (st *status) verdict(pal palette) string {
 	}
 	if len(words) == 0 {
 		words = append(words, "not in order")
+	}
+	if failing > 0 {
+		return pal.bad(strings.Join(words, ", "))
 	}
 	return pal.warn(strings.Join(words, ", "))
 }

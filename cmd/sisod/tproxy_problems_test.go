@@ -21,6 +21,27 @@ func statusOf(t *testing.T, h *lab.Host) (st status, text string) {
 	return st, sisod(t, h, "status").stdout
 }
 
+// severityShows holds the exit codes and the words of a status with at most one
+// problem against what its JSON says of it.
+func severityShows(t *testing.T, h *lab.Host, st status, text string) {
+	t.Helper()
+	code, verdict, section := 0, "in order\n", ""
+	switch {
+	case len(st.Problems) > 0 && st.Problems[0].Error:
+		code, verdict, section = 1, "1 error\n", "\nerrors\n  "
+	case len(st.Problems) > 0:
+		code, verdict, section = 2, "1 problem\n", "\nproblems\n  "
+	}
+	if !strings.HasPrefix(text, verdict) || section != "" && !strings.Contains(text, section+st.Problems[0].Subject+": ") {
+		t.Errorf("status does not begin with %q, or has no section %q:\n%s", verdict, section, text)
+	}
+	for _, format := range []string{"text", "json"} {
+		if r := sisod(t, h, "status", "-o", format); r.code != code {
+			t.Errorf("status -o %s of %+v: exit code %d, want %d\n%s", format, st.Problems, r.code, code, r.stderr)
+		}
+	}
+}
+
 // behind is a host with a LAN and one way out, and a profile that captures.
 func behind(t *testing.T, profile string) proxied {
 	t.Helper()
@@ -236,6 +257,7 @@ func TestRoomForConnectionsIsShownAndReported(t *testing.T) {
 		case s.problem != "" && st.Problems[0].Error != s.failing:
 			t.Errorf("%d connections: %+v", s.n, st.Problems[0])
 		}
+		severityShows(t, p.Host, st, text)
 	}
 	for _, c := range open {
 		c.Close()

@@ -149,7 +149,11 @@ func (l *loop) summary() string {
 	default:
 		words = append(words, count(len(l.config.Uplinks), "uplink"))
 	}
-	if n := len(l.report.Problems); n > 0 {
+	failing := state.Errors(l.report.Problems)
+	if failing > 0 {
+		words = append(words, count(failing, "error"))
+	}
+	if n := len(l.report.Problems) - failing; n > 0 {
 		words = append(words, count(n, "problem"))
 	}
 	if n := len(l.report.Failures); n > 0 {

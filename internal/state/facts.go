@@ -109,6 +109,17 @@ type Problem struct {
 	Error bool `json:"error,omitempty"`
 }
 
+// Errors is how many problems are errors.
+func Errors(problems []Problem) int {
+	n := 0
+	for _, p := range problems {
+		if p.Error {
+			n++
+		}
+	}
+	return n
+}
+
 // String is the problem on one line.
 func (p Problem) String() string {
 	s := p.Subject + ": " + p.Text
