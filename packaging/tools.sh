@@ -12,6 +12,7 @@ need() { # program package
 PATH=$PATH:/usr/sbin:/sbin
 need ip iproute2
 need nft nftables
+need ip6tables-nft iptables
 need tcpdump tcpdump
 need ping iputils-ping
 need curl curl

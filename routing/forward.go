@@ -84,6 +84,11 @@ func (b *builder) mark(owner string, mask uint32, taken map[uint32]bool) state.M
 // strict: the kernel then looks up the way back to the client with the packet's
 // own mark, and with the interface that the packet is about to leave by in place
 // of the one it came by (net/ipv4/fib_frontend.c, __fib_validate_source).
+//
+// Firewalls have such filters too, in both families and at priorities of their own
+// (nftables' `fib saddr . mark . iif oif`). In prerouting they do not know where a
+// packet goes, so that its mark must be that of the uplink that it comes by, a
+// reply's too, and the marks that decide its way come after them.
 func (b *builder) forward() {
 	list := b.followers()
 	if len(list) == 0 {
@@ -92,7 +97,8 @@ func (b *builder) forward() {
 	mask := b.config.Settings.MarkMask
 	carries := func(m uint32) state.NFMark { return state.NFMark{Connection: true, Mask: mask, Value: m} }
 	requests, replies := state.NFDirection{}, state.NFDirection{Reply: true}
-	var known, marked, filtered []state.NFRule
+	var known, cleared, marked, filtered []state.NFRule
+	unmarked := state.NFMark{Mask: mask}
 	for _, f := range list {
 		by, out := state.NFInterface{Name: f.Interface}, state.NFInterface{Out: true, Name: f.Interface}
 		elsewhere := state.NFInterface{Out: true, Not: true, Name: f.Interface}
@@ -106,11 +112,14 @@ func (b *builder) forward() {
 		// Masquerading needs it too: what came in by one uplink and goes out by another
 		// is nobody's LAN.
 		add(&known, by, requests, state.NFMark{Connection: true, Not: true, Mask: mask, Value: own}, state.NFSetMark{Connection: true, Mask: mask, Value: own})
+		b.arriving(f, by, mark, add)
+		add(&cleared, by, state.NFMark{Mask: mask, Value: own}, state.NFSetMark{Mask: mask})
 		if f.Forward {
-			add(&marked, replies, carries(own), mark)
+			add(&marked, replies, carries(own), unmarked, mark)
 			if strict {
-				add(&filtered, state.NFFamily{Family: state.IPv4}, by, requests, carries(own), mark)
+				add(&filtered, state.NFFamily{Family: state.IPv4}, by, requests, carries(own), unmarked, mark)
 			}
+			add(&b.packets.Forwarded, by, requests, carries(own), mark)
 			for _, e := range f.exits {
 				if !e.Out || !e.src.IsValid() {
 					continue
@@ -127,16 +136,34 @@ func (b *builder) forward() {
 		if f.Masquerade {
 			// A connection has the uplink's address, and no other uplink is of use to it
 			// (the kernel ends it there, net/netfilter/nf_nat_core.c, nf_nat_oif_changed).
-			add(&marked, requests, carries(outgoing), mark)
+			add(&marked, requests, carries(outgoing), unmarked, mark)
 			if strict {
-				add(&filtered, state.NFFamily{Family: state.IPv4}, by, replies, carries(outgoing), mark)
+				add(&filtered, state.NFFamily{Family: state.IPv4}, by, replies, carries(outgoing), unmarked, mark)
 			}
 			add(&b.packets.Outgoing, out, requests, state.NFForeignSource{}, carries(0), state.NFSetMark{Connection: true, Mask: mask, Value: outgoing})
 			add(&b.packets.Translate, out, carries(outgoing), state.NFMasquerade{})
 			b.masquerades(f)
 		}
 	}
-	b.packets.Incoming = append(b.packets.Incoming, slices.Concat(known, marked, filtered)...)
+	b.packets.Incoming = append(b.packets.Incoming, known...)
+	b.packets.Onward = append(b.packets.Onward, slices.Concat(cleared, marked, filtered)...)
+}
+
+// arriving marks what comes in by an uplink, in the families in which it has a way out.
+func (b *builder) arriving(f follower, by state.NFInterface, mark state.NFSetMark, add func(*[]state.NFRule, ...state.NFStatement)) {
+	var families []state.Family
+	for _, e := range f.exits {
+		if e.Out {
+			families = append(families, e.Family)
+		}
+	}
+	if len(families) == len(state.Families) {
+		add(&b.packets.Arriving, by, mark)
+		return
+	}
+	for _, of := range families {
+		add(&b.packets.Arriving, state.NFFamily{Family: of}, by, mark)
+	}
 }
 
 // marked clears sisod's bits where a packet has arrived: nobody looks at them

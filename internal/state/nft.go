@@ -28,12 +28,14 @@ type NFChain struct {
 	Rules    []NFRule
 }
 
-// Priorities of chains. A mark is set after the connection is known and before
-// others translate its addresses; sisod's own translations come at the usual place.
+// Priorities of chains. Connections get their mark after they are known and before
+// others translate their addresses; sisod's own translations come at the usual place.
 const (
+	PriorityArriving = -310 // before anybody else looks
 	PriorityMangle   = -150
 	PriorityCaptured = PriorityMangle + 1 // after the connection has its mark
 	PrioritySource   = 100
+	PriorityOnward   = 200 // after all others have looked
 )
 
 // NFRule is a rule: every match must hold, in order, for the statements to act.
@@ -69,8 +71,10 @@ func NewNFTable(chains []NFChain) NFTable {
 // NFRules are the rules of sisod's chains, in order. Whoever asks for some adds
 // its own to those of others.
 type NFRules struct {
-	Incoming  []NFRule // whatever comes in by an interface
+	Arriving  []NFRule // whatever comes in by an interface, before its connection is known
+	Incoming  []NFRule // the same, when that is known
 	Captured  []NFRule // the same, after that: what goes to transparent sockets
+	Onward    []NFRule // the same, last: what decides its way
 	Delivered []NFRule // what has arrived at this host
 	Forwarded []NFRule // what only passes
 	Sent      []NFRule // what this host sends; a changed mark has its way looked up again
@@ -81,8 +85,10 @@ type NFRules struct {
 // AddPackets adds rules to those of sisod's table.
 func (d *Desired) AddPackets(r NFRules) {
 	p := &d.packets
+	p.Arriving = append(p.Arriving, r.Arriving...)
 	p.Incoming = append(p.Incoming, r.Incoming...)
 	p.Captured = append(p.Captured, r.Captured...)
+	p.Onward = append(p.Onward, r.Onward...)
 	p.Delivered = append(p.Delivered, r.Delivered...)
 	p.Forwarded = append(p.Forwarded, r.Forwarded...)
 	p.Sent = append(p.Sent, r.Sent...)
@@ -91,8 +97,10 @@ func (d *Desired) AddPackets(r NFRules) {
 	// The first translation counts: that of a service before that of all that leaves.
 	slices.SortStableFunc(p.Translate, func(x, y NFRule) int { return cmp.Compare(x.masquerades(), y.masquerades()) })
 	d.NFTable = NewNFTable([]NFChain{
+		{Name: "arriving", Type: "filter", Hook: "prerouting", Priority: PriorityArriving, Rules: p.Arriving},
 		{Name: "incoming", Type: "filter", Hook: "prerouting", Priority: PriorityMangle, Rules: p.Incoming},
 		{Name: "captured", Type: "filter", Hook: "prerouting", Priority: PriorityCaptured, Rules: p.Captured},
+		{Name: "onward", Type: "filter", Hook: "prerouting", Priority: PriorityOnward, Rules: p.Onward},
 		{Name: "delivered", Type: "filter", Hook: "input", Priority: PriorityMangle, Rules: p.Delivered},
 		{Name: "forwarded", Type: "filter", Hook: "forward", Priority: PriorityMangle, Rules: p.Forwarded},
 		{Name: "sent", Type: "route", Hook: "output", Priority: PriorityMangle, Rules: p.Sent},
@@ -122,6 +130,8 @@ func SpellNFChain(c NFChain, rules []string) string {
 
 func priorityName(p int32) string {
 	switch p {
+	case PriorityArriving:
+		return "raw - 10"
 	case PriorityMangle:
 		return "mangle"
 	case PriorityCaptured:
