@@ -205,6 +205,7 @@ func (b *builder) conflicts() {
 			})
 		}
 	}
+	b.sharedMarks()
 	first := b.config.Settings.Priority
 	for _, r := range b.facts.ForeignRules {
 		b.sharedBits(r)
@@ -217,22 +218,4 @@ func (b *builder) conflicts() {
 				"; move it, or move the window with priority in sisod.toml",
 		})
 	}
-}
-
-// sharedBits reports a rule of somebody else's that looks at sisod's bits of marks.
-// One that looks at all 32 bits looks for a number of its own, mostly: it is in the
-// way where that has bits of sisod's.
-func (b *builder) sharedBits(r state.Rule) {
-	own, looked := b.config.Settings.MarkMask, r.Mask
-	if looked == 1<<32-1 {
-		looked = r.Mark
-	}
-	if len(b.Marks) == 0 || looked&own == 0 {
-		return
-	}
-	b.Problems = append(b.Problems, state.Problem{
-		Subject: "rule " + strconv.FormatUint(uint64(r.Priority), 10),
-		Text: fmt.Sprintf("somebody else's rule looks at bits of marks that are sisod's (mark_mask %#08x): %s; packets are taken for each other's; move sisod's bits with mark_mask in sisod.toml, or those of the other program",
-			own, r.Spell(b.tables.Names())),
-	})
 }

@@ -33,7 +33,7 @@ func foreignMarks(bits uint32) string {
 		for key, name := range map[string]string{"meta": "packets", "ct": "connections"} {
 			fmt.Fprintf(&b, "\t\t%[1]s mark & %#[4]x == %#[5]x counter name %[2]s_%[3]s_kept\n\t\t%[1]s mark & %#[4]x != %#[5]x counter name %[2]s_%[3]s_changed\n", key, hook, name, ^uint32(ownBits), bits)
 		}
-		fmt.Fprintf(&b, "\t\tmeta mark & %#x != 0 counter name marked\n\t}\n", ownBits)
+		b.WriteString("\t}\n")
 	}
 	return b.String() + "}\n"
 }
@@ -64,6 +64,10 @@ func TestBitsOfOthersInMarksStay(t *testing.T) {
 			runInput(t, f.Host, foreignMarks(bits), "nft", "-f", "-")
 			writeProfile(t, f.Host, "isp.toml", strings.ReplaceAll(followProfile, "forward = true", "forward = true\nmasquerade = true"))
 			apply(t, f.Host, 0)
+			// This is a look at sisod's bits, which would be a problem.
+			for _, hook := range []string{"prerouting", "forward", "output"} {
+				run(t, f.Host, "nft", "add", "rule", "inet", "foreign", "after_"+hook, fmt.Sprintf("meta mark & %#x != 0 counter name marked", ownBits))
+			}
 			converse(t, f.Host, "with marks of others", f.asked(true, func(by int) int { return by }), everyWay(f.TwoUplinks, true, false))
 			f.tooBig(t, "with marks of others", true, 1, true)
 			f.leaves(t, "with marks of others", 0)

@@ -41,7 +41,7 @@ func TestAPlanTellsWhichRulesOfTheTableComeAndGo(t *testing.T) {
 	two := twoUplinks(t, lab.TwoUplinksOptions{})
 	writeProfile(t, two.Host, "isp.toml", followProfile)
 	contains(t, expect(t, two.Host, 2, "plan").stdout,
-		"+ nft table  inet sisod (chains: 3, rules: 11)\n  + incoming: type filter hook prerouting priority mangle; policy accept;\n",
+		"+ nft table  inet sisod (chains: 6, rules: 17)\n  + arriving: type filter hook prerouting priority raw - 10; policy accept;\n",
 		`  + incoming: iifname "em2" ct direction original ct mark & 0x3f000000 != 0x02000000 ct mark set ct mark & 0xc2ffffff | 0x02000000   # isp.toml:5`)
 	// What plan says as a script is what nft reads.
 	script := expect(t, two.Host, 2, "plan", "-o", "script").stdout
@@ -56,7 +56,7 @@ func TestAPlanTellsWhichRulesOfTheTableComeAndGo(t *testing.T) {
 	run(t, two.Host, "nft", "add", "rule", "inet", "sisod", "incoming", "drop")
 	run(t, two.Host, "nft", "flush", "chain", "inet", "sisod", "delivered")
 	r := expect(t, two.Host, 2, "plan")
-	want := `~ nft table  inet sisod (chains: 3, rules: 11)
+	want := `~ nft table  inet sisod (chains: 6, rules: 17)
   - incoming: not written by sisod
   + delivered: meta mark & 0x3f000000 != 0x00000000 meta mark set meta mark & 0xc0ffffff   # isp.toml:1
 1 step

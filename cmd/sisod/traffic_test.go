@@ -104,7 +104,7 @@ func converse(t *testing.T, server *lab.Host, what string, lists ...[]conversati
 		wait.Go(func() {
 			r := lab.Request{Protocol: c.protocol, To: c.to, From: c.remote}
 			if c.answered {
-				r.Timeout = 5 * time.Second // only a fault is ever waited for
+				r.Timeout = 15 * time.Second // only a fault is ever waited for
 			}
 			_, err := c.client.Ask(t.Context(), r)
 			in, out := passed(t, witness, *c, false), passed(t, witness, *c, true)

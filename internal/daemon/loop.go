@@ -23,6 +23,9 @@ const (
 	silentLook = 2 * time.Second
 	// proxyLook is how often the sockets of transparent proxies are looked at.
 	proxyLook = 30 * time.Second
+	// marksRest is how long rules of others about marks are left to come to rest
+	// before they are read, at least.
+	marksRest = time.Second
 	// lockPatience is how long a pass waits for another process, and breath how
 	// long it waits for anything without a sign of life to the watchdog.
 	lockPatience = 10 * time.Second
@@ -59,12 +62,13 @@ type loop struct {
 func (l *loop) run(ctx context.Context) {
 	full := time.NewTicker(fullPass)
 	defer full.Stop()
-	retry, gather, silent, news, proxies := stopped(), stopped(), stopped(), stopped(), stopped()
+	retry, gather, silent, news, proxies, marks := stopped(), stopped(), stopped(), stopped(), stopped(), stopped()
 	defer retry.Stop()
 	defer gather.Stop()
 	defer silent.Stop()
 	defer news.Stop()
 	defer proxies.Stop()
+	defer marks.Stop()
 	var stopAlive func()
 	l.alive, stopAlive = watchdog()
 	defer stopAlive()
@@ -78,6 +82,7 @@ func (l *loop) run(ctx context.Context) {
 	l.again(news, l.news.next())
 	proxies.Reset(proxyLook)
 	active := time.Now() // the last event, or the end of the last pass
+	marksDue := false
 	for {
 		reloading := false
 		select {
@@ -89,6 +94,14 @@ func (l *loop) run(ctx context.Context) {
 			if !open {
 				l.deaf()
 				break
+			}
+			if e.Marks && !marksDue {
+				// Whoever writes rules all the time must not keep this process busy.
+				marks.Reset(max(marksRest, l.Host.MarkRest()))
+				marksDue = true
+			}
+			if e.Parts == 0 {
+				continue
 			}
 			if e.Link != "" {
 				l.Host.Expire(e.Link)
@@ -149,6 +162,9 @@ func (l *loop) run(ctx context.Context) {
 				continue
 			}
 			l.pending.pull(kernel.PartSockets, "look at proxies")
+		case <-marks.C:
+			marksDue = false
+			l.pending.pull(kernel.PartMarks, "nft rules of others changed")
 		case <-retry.C:
 			l.pending.pull(kernel.AllParts, "retry")
 		case <-l.alive:

@@ -36,7 +36,7 @@ func (l *loop) pass(ctx context.Context) time.Time {
 		if err := l.listenAgain(ctx); err != nil {
 			return l.failed("listen to kernel events", t, err)
 		}
-		t.parts |= kernel.AllParts
+		t.parts |= kernel.AllParts | kernel.PartMarks
 	}
 	if l.config == nil {
 		l.publish()
@@ -77,7 +77,7 @@ func (l *loop) resume(t *trigger) {
 	}
 	if l.report.Held {
 		l.report.Held = false
-		t.parts |= kernel.AllParts
+		t.parts |= kernel.AllParts | kernel.PartMarks
 		t.facts = true
 		l.fights.forget()
 	}

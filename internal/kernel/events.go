@@ -45,6 +45,9 @@ type Event struct {
 	Link string
 	// Carrier is the interface that has its carrier again, "": none has.
 	Carrier string
+	// Marks: rules of others that use sisod's bits of marks have come or gone. To
+	// read PartMarks is not urgent, and takes long.
+	Marks bool
 }
 
 // Events is a stream of the changes that others make to a network namespace.
@@ -63,6 +66,7 @@ type Events struct {
 	mu     sync.Mutex
 	last   baseline
 	ownNFT uint32 // the port of the socket that writes to nf_tables
+	marks  markWatch
 }
 
 // Listen begins to listen in the network namespace of the calling thread. What

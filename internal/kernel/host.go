@@ -7,6 +7,7 @@ package kernel
 import (
 	"fmt"
 	"log/slog"
+	"time"
 
 	"golang.org/x/sys/unix"
 
@@ -52,6 +53,8 @@ type Host struct {
 	tidied bool
 	// lookedAt are the sysctls that ReadAlso has read since the values were.
 	lookedAt map[string]bool
+	// markRest is how long PartMarks is not to be read again.
+	markRest time.Duration
 	// unnamed are link indices that a read met and found no link for.
 	unnamed map[int]bool
 }
@@ -62,7 +65,7 @@ func Open(o Options) (*Host, error) {
 	if o.Log == nil {
 		o.Log = slog.New(slog.DiscardHandler)
 	}
-	h := &Host{options: o, stale: AllParts, lookedAt: map[string]bool{}, leased: map[int][]lease{}}
+	h := &Host{options: o, stale: AllParts | PartMarks, lookedAt: map[string]bool{}, leased: map[int][]lease{}}
 	h.cached.Facts.Sysctls = map[string]string{}
 	var err error
 	if h.ledger, err = openLedger(o.RunDir, o.Log); err != nil {
@@ -109,6 +112,9 @@ const (
 	PartNexthops                   // nexthop objects; they are read with PartRoutes and PartMain
 	PartExpired                    // of PartMain, what is on the interfaces named to Expire
 	AllParts     Parts = 1<<iota - 1
+	// PartMarks is no part of AllParts: rules of others that use sisod's bits of
+	// marks, which are read when Event.Marks says so.
+	PartMarks Parts = AllParts + 1
 )
 
 // Query says what of the kernel is of interest.

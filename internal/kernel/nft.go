@@ -161,7 +161,8 @@ func nftRefusal(err error) error {
 
 // readNFTable reads the table as it is.
 func (h *Host) readNFTable() error {
-	h.cached.Facts.NFT, h.cached.Observed.NFTable = state.NFTFacts{}, state.NFTable{}
+	marks := state.NFTFacts{MarkUses: h.cached.Facts.NFT.MarkUses, MarksUnknown: h.cached.Facts.NFT.MarksUnknown}
+	h.cached.Facts.NFT, h.cached.Observed.NFTable = marks, state.NFTable{}
 	if !h.query.NFT && !h.ledger.tabled() {
 		// To ask would load the module.
 		return nil
@@ -198,13 +199,16 @@ func (h *Host) readNFTable() error {
 	return nil
 }
 
+// probeTable is there for the length of a transaction.
+const probeTable = state.NFTableName + "-probe"
+
 // probeProxy finds out whether the kernel has what a transparent proxy needs:
 // a transaction that makes a table with such a rule and deletes it again.
 func (n *nft) probeProxy() error {
 	if n.proxies {
 		return nil
 	}
-	table := &nftables.Table{Name: state.NFTableName + "-probe", Family: nftables.TableFamilyINet}
+	table := &nftables.Table{Name: probeTable, Family: nftables.TableFamilyINet}
 	n.conn.AddTable(table)
 	chain := n.conn.AddChain(&nftables.Chain{Name: "probe", Table: table, Type: nftables.ChainTypeFilter, Hooknum: nftables.ChainHookPrerouting, Priority: nftables.ChainPriorityMangle})
 	var exprs []expr.Any

@@ -30,8 +30,8 @@ func openNFTEvents() (*os.File, error) {
 	return os.NewFile(uintptr(fd), "nf_tables events"), nil
 }
 
-// followNFT tells of changes that others make to sisod's table, until the
-// result is called.
+// followNFT tells of changes that others make to sisod's table, and to rules of
+// theirs about its marks, until the result is called.
 func (e *Events) followNFT(ctx context.Context) (stop func()) {
 	if e.nft == nil {
 		return func() {}
@@ -58,13 +58,18 @@ func (e *Events) followNFT(ctx context.Context) (stop func()) {
 			case errors.Is(err, unix.EINTR):
 				continue
 			case err != nil:
-				event.Reason = lostEvents
+				event.Reason, event.Marks = lostEvents, true
 			default:
-				peer, ours := e.changesNFT(buffer[:n])
-				if !ours {
+				peer, ours, marks := e.changesNFT(buffer[:n])
+				event.Marks = marks
+				switch {
+				case ours:
+					event.Peer, event.Reason = peer, "nft table inet "+state.NFTableName+" changed"
+				case marks:
+					event.Parts, event.Urgent = 0, false
+				default:
 					continue
 				}
-				event.Peer, event.Reason = peer, "nft table inet "+state.NFTableName+" changed"
 			}
 			if !e.emit(ctx, event) {
 				return
@@ -78,20 +83,25 @@ func (e *Events) followNFT(ctx context.Context) (stop func()) {
 	}
 }
 
-// changesNFT reports whether somebody else changed sisod's table, and who.
-func (e *Events) changesNFT(datagram []byte) (peer uint32, changed bool) {
+// changesNFT reports whether somebody else changed sisod's table, and who, and
+// whether rules about sisod's marks changed.
+func (e *Events) changesNFT(datagram []byte) (peer uint32, changed, marks bool) {
 	messages, err := syscall.ParseNetlinkMessage(datagram)
 	if err != nil {
-		return 0, true
+		return 0, true, true
 	}
 	e.mu.Lock()
 	defer e.mu.Unlock()
 	for _, m := range messages {
-		if eventOfNFT(m.Header.Type, m.Data) && m.Header.Pid != e.ownNFT {
-			return m.Header.Pid, true
+		if m.Header.Pid == e.ownNFT {
+			continue
 		}
+		if eventOfNFT(m.Header.Type, m.Data) {
+			peer, changed = m.Header.Pid, true
+		}
+		marks = marks || e.marks.concerned(m.Header.Type, m.Data)
 	}
-	return 0, false
+	return peer, changed, marks
 }
 
 // ignoreNFT says at which socket this process changes nf_tables. A nil e does

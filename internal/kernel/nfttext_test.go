@@ -14,6 +14,12 @@ func TestTableOfPacketsIsReadAsWrittenAndSpelledAsNftDoes(t *testing.T) {
 	h := openTestHost(t)
 	a4, a6 := netip.MustParseAddr("203.0.113.1"), netip.MustParseAddr("2001:db8::1")
 	table := state.NewNFTable([]state.NFChain{
+		{Name: "arriving", Type: "filter", Hook: "prerouting", Priority: state.PriorityArriving, Rules: []state.NFRule{
+			{state.NFInterface{Name: "eth0"}, state.NFSetMark{Mask: 0x3f000000, Value: 0x01000000}},
+		}},
+		{Name: "onward", Type: "filter", Hook: "prerouting", Priority: state.PriorityOnward, Rules: []state.NFRule{
+			{state.NFInterface{Name: "eth0"}, state.NFMark{Mask: 0x3f000000, Value: 0x01000000}, state.NFSetMark{Mask: 0x3f000000}},
+		}},
 		{Name: "forwarded", Type: "filter", Hook: "forward", Priority: state.PriorityMangle, Rules: []state.NFRule{
 			{state.NFDirection{Reply: true}, state.NFOriginal{Protocol: 6, Addr: a4, Port: 80}, state.NFSynAck{}, state.NFMaxSegment{Size: 1452}},
 		}},

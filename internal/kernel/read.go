@@ -33,6 +33,10 @@ func (h *Host) Read(ctx context.Context, q Query, parts Parts) (Snapshot, error)
 		}
 	}
 	h.cached.Facts.Now = time.Now()
+	if h.cached.Facts.NFT.MarksUnknown != "" || h.cached.Facts.NFT.Missing != "" {
+		// Unknown does not stay so.
+		h.stale |= PartMarks
+	}
 	return h.cached, nil
 }
 
@@ -76,6 +80,7 @@ func (h *Host) readStale(ctx context.Context) error {
 		{PartIPVS, h.readIPVS},
 		{PartNFT, h.readNFTable},
 		{PartSockets, h.readSockets},
+		{PartMarks, h.readMarkUses},
 	} {
 		if h.stale&r.part == 0 {
 			continue
@@ -121,6 +126,9 @@ func (h *Host) asked(q Query) Parts {
 	}
 	if q.NFT != h.query.NFT || q.Proxy != h.query.Proxy {
 		parts |= PartNFT
+	}
+	if q.NFT != h.query.NFT || q.MarkMask != h.query.MarkMask {
+		parts |= PartMarks
 	}
 	if !slices.Equal(q.Listening, h.query.Listening) || !slices.Equal(q.Asking, h.query.Asking) {
 		parts |= PartSockets

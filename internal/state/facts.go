@@ -135,6 +135,10 @@ type NFTFacts struct {
 	Missing string
 	// Unread is why sisod's table is not known, "" when it is.
 	Unread string
+	// MarkUses are the rules of others that use sisod's bits of marks.
+	MarkUses []MarkUse
+	// MarksUnknown is why these are not known, "" when they are.
+	MarksUnknown string
 	// NoProxy is why packets cannot be given to transparent sockets, "" when they can.
 	NoProxy string
 }
