@@ -12,8 +12,11 @@ LAB_TIMEOUT  ?= 45m
 # Tests in the virtual machine wait for each other's hosts; three at once keep its
 # two processors busy.
 LAB_PARALLEL ?= 3
+# Parts of bench, with commas (bin/bench -list); none is all, and writes the README.
+ONLY ?=
+RUNS ?= 5
 
-.PHONY: help build demo test test-host lab boot-test test-pure lint package package-test schema fmt bench bench-lvs stockvm tools clean
+.PHONY: help build demo test test-host lab boot-test test-pure lint package package-test schema fmt bench stockvm tools clean
 
 help:
 	@sed -n 's/^## //p' $(MAKEFILE_LIST)
@@ -74,13 +77,11 @@ schema:
 fmt:
 	gofmt -w .
 
-## bench      reaction times, idle passes and memory on this machine; needs root
-bench: tools
-	go test -run "^$$" -bench . -benchtime 1x -timeout $(TEST_TIMEOUT) ./cmd/sisod
-
-## bench-lvs  1,000 services against ipvsadm, and a director's daemon, in the virtual machine
-bench-lvs: build stockvm
-	SISOD_BINARY=$(CURDIR)/bin/sisod go test -tags stock -run "^$$" -bench "ThousandServices|IdleDirector" -benchtime 1x -timeout $(TEST_TIMEOUT) -exec "$(CURDIR)/bin/stockvm exec" ./cmd/sisod
+## bench      sisod beside ip, ipvsadm, keepalived and networkd: README's table; ONLY=prefixes,flap, RUNS=5
+bench: build stockvm
+	@packaging/tools.sh bench
+	CGO_ENABLED=0 go build -o bin/bench ./internal/lab/bench
+	bin/bench -runs $(RUNS) -only "$(ONLY)" -out internal/lab/bench/results -readme README.md
 
 # The virtual machine, made once and kept.
 stockvm: tools

@@ -1,7 +1,7 @@
 #!/bin/sh
 # Installs what tests and demo stand on, on a Debian machine, as root; with the
-# word lab or boot, what the virtual machines of these tests need besides, and with
-# package, what checks the packages. Does nothing, and needs no root, when
+# word lab or boot, what the virtual machines of these tests need besides, with
+# package, what checks the packages, and with bench, what is measured beside sisod. Does nothing, and needs no root, when
 # everything is there.
 set -eu
 
@@ -31,6 +31,10 @@ fi
 if [ "${1:-}" = lab ]; then
 	need ipvsadm ipvsadm
 	need keepalived keepalived # Debian starts it only when it has a configuration
+fi
+if [ "${1:-}" = bench ]; then
+	need strace strace
+	need /lib/systemd/systemd-networkd systemd
 fi
 if [ "${1:-}" = package ]; then
 	need git git
