@@ -108,6 +108,7 @@ func (b *builder) finish() (*Config, error) {
 	if len(b.loader.errs) > 0 {
 		return nil, b.loader.errs.tidy()
 	}
+	c.thin()
 	return c, nil
 }
 

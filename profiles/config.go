@@ -81,22 +81,25 @@ type At[T any] struct {
 
 // Uplink is [uplink.NAME].
 type Uplink struct {
-	Name       string
-	Pos        Position
-	Interface  string
-	Gateway    Gateway
-	Table      uint32       // 0: allocated
-	Addresses  []netip.Addr // nil: every global address of the interface
-	Sources    []At[netip.Prefix]
-	Routes     []Route // Table is the uplink's name
-	To         []PrefixList
-	Forward    bool
-	Masquerade bool
-	Guard      bool
-	RPFilter   string // "strict", "loose", "off", or "": left alone
-	AdvMSS     uint32 // bytes, 0: unset
-	MTU        uint32 // bytes, 0: unset
-	Default    *Default
+	Name      string
+	Pos       Position
+	Interface string
+	Gateway   Gateway
+	Table     uint32       // 0: allocated
+	Addresses []netip.Addr // nil: every global address of the interface
+	Sources   []At[netip.Prefix]
+	Routes    []Route // Table is the uplink's name
+	To        []PrefixList
+	// Listed are the prefixes of To, all in one set, and Thinned those that remain
+	// when what a wider one of them says already is left out.
+	Listed, Thinned prefix.Set
+	Forward         bool
+	Masquerade      bool
+	Guard           bool
+	RPFilter        string // "strict", "loose", "off", or "": left alone
+	AdvMSS          uint32 // bytes, 0: unset
+	MTU             uint32 // bytes, 0: unset
+	Default         *Default
 }
 
 // Gateway is the way out of an uplink, family by family.

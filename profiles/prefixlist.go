@@ -191,3 +191,21 @@ func plainIPv4(entry []byte) (addr uint32, length uint8, ok bool) {
 	}
 	return uint32(address), uint8(field), true
 }
+
+// thinReach is how many bits wider a prefix may be that makes another one
+// superfluous. It bounds what one line of a list adds and takes away to 511 routes.
+const thinReach = 8
+
+// thin joins the lists of each uplink. It looks at those of all uplinks, because
+// all their prefixes are in one table, where the longest wins.
+func (c *Config) thin() {
+	listed := make([]prefix.Set, len(c.Uplinks))
+	for i := range c.Uplinks {
+		for _, l := range c.Uplinks[i].To {
+			listed[i] = listed[i].Union(l.Prefixes)
+		}
+	}
+	for i, s := range prefix.Thin(listed, thinReach) {
+		c.Uplinks[i].Listed, c.Uplinks[i].Thinned = listed[i], s
+	}
+}

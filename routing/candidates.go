@@ -7,6 +7,7 @@ import (
 
 	"github.com/sisod/sisod/internal/prefix"
 	"github.com/sisod/sisod/internal/state"
+	"github.com/sisod/sisod/profiles"
 )
 
 // destinations gathers every `to` prefix in one table, so that the longest
@@ -23,9 +24,7 @@ func (b *builder) destinations() {
 			if e.Family != f {
 				continue
 			}
-			for _, l := range e.profile.To {
-				active = active || e.Active && members(l.Prefixes, f).Len() > 0
-			}
+			active = active || e.Active && members(e.profile.Listed, f).Len() > 0
 		}
 		if !active {
 			continue
@@ -48,31 +47,47 @@ func (b *builder) destinations() {
 			if e.Family != f || !e.Active {
 				continue
 			}
-			usable := e.Out && e.Carrier
-			var w state.Way
-			if usable {
-				w = b.wayTo(e, table)
+			i := slices.IndexFunc(e.profile.To, func(l profiles.PrefixList) bool { return members(l.Prefixes, f).Len() > 0 })
+			if i < 0 {
+				continue
 			}
-			for _, l := range e.profile.To {
-				list := members(l.Prefixes, f)
-				if list.Len() == 0 {
-					continue
-				}
-				if origin == "" {
-					origin = l.Pos.Short()
-				}
-				if !usable {
-					continue // it falls back to what comes after
-				}
-				// Neighbours on an uplink's network are reached on the link.
-				b.Routes.AddSet(w, list.Without(prefix.Of(slices.Collect(maps.Keys(networks))...)))
-				if b.Origins[w] == "" {
-					b.Origins[w] = l.Pos.Short()
-				}
+			pos := e.profile.To[i].Pos.Short()
+			if origin == "" {
+				origin = pos
+			}
+			if !e.Out || !e.Carrier {
+				continue // it falls back to what comes after
+			}
+			w := b.wayTo(e, table)
+			b.Routes.AddSet(w, b.listed(e, table, networks))
+			if b.Origins[w] == "" {
+				b.Origins[w] = pos
 			}
 		}
 		b.rule(b.row(f, state.RowDestinations, table), origin)
 	}
+}
+
+// listed are the prefixes that an uplink's lists put into the table. What a
+// wider prefix of the same lists makes superfluous is left out, but not within
+// what somebody else has in the table: there it is an exception to that.
+func (b *builder) listed(e *Exit, table uint32, networks map[netip.Prefix]bool) prefix.Set {
+	all, dsts := members(e.profile.Listed, e.Family), members(e.profile.Thinned, e.Family)
+	for n := range networks {
+		dsts = dsts.Union(all.Within(n))
+	}
+	for _, r := range b.facts.ForeignRoutes {
+		if r.Table == table && r.Family == e.Family {
+			dsts = dsts.Union(all.Within(r.Dst))
+		}
+	}
+	for _, r := range b.config.Routes {
+		if r.Table.Number == table {
+			dsts = dsts.Union(all.Within(r.To))
+		}
+	}
+	// Neighbours on an uplink's network are reached on the link.
+	return dsts.Without(prefix.Of(slices.Collect(maps.Keys(networks))...))
 }
 
 // members are the prefixes of one family.
