@@ -95,17 +95,38 @@ func TestTraceFindsEveryTurn(t *testing.T) {
 	}
 }
 
+// toldOf makes a change and returns all that it is about. A busy machine may tell
+// of it in several parts: what the mark, which is one event, comes after is over.
+func toldOf(t *testing.T, w *watcher, mark string, of matter, do func()) []matter {
+	t.Helper()
+	do()
+	if err := os.Chmod(mark, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	var about []matter
+	for !slices.Contains(about, of) {
+		about = append(about, told(t, w)...)
+	}
+	about = slices.DeleteFunc(about, func(m matter) bool { return m == of })
+	slices.Sort(about)
+	return slices.Compact(about)
+}
+
 func TestWatcherTellsWhatAChangeIsAbout(t *testing.T) {
 	top := t.TempDir()
 	path := func(name string) string { return filepath.Join(top, name) }
 	write(t, path("profiles/isp.toml"), "")
 	write(t, path("lists/cn.zone"), "")
+	write(t, path("marks/names"), "")
+	write(t, path("marks/leases"), "")
 	w := runningWatcher(t)
 	files := []file{
 		{path: path("profiles"), within: true, matter: wishes},
 		{path: path("lists/cn.zone"), matter: wishes},
 		{path: path("rt_tables.d/sisod.conf"), matter: tableNames},
 		{path: path("leases"), within: true, matter: leases},
+		{path: path("marks/names"), matter: tableNames},
+		{path: path("marks/leases"), matter: leases},
 	}
 	if !w.follow(files) {
 		t.Error("the first folders are not new")
@@ -143,20 +164,22 @@ func TestWatcherTellsWhatAChangeIsAbout(t *testing.T) {
 			}
 		}, []matter{wishes}},
 	} {
-		c.do()
-		if got := told(t, w); !slices.Equal(got, c.want) {
+		mark, of := path("marks/names"), tableNames
+		if slices.Contains(c.want, tableNames) {
+			mark, of = path("marks/leases"), leases
+		}
+		if got := toldOf(t, w, mark, of, c.do); !slices.Equal(got, c.want) {
 			t.Errorf("%s: about %v, want %v", c.name, got, c.want)
 		}
 		w.follow(files)
 	}
 	// A folder made anew is another one, and watched.
-	write(t, path("profiles/isp.toml"), "")
-	told(t, w)
+	toldOf(t, w, path("marks/names"), tableNames, func() { write(t, path("profiles/isp.toml"), "") })
 	if !w.follow(files) {
 		t.Error("a folder made anew is not new")
 	}
-	write(t, path("profiles/isp.toml"), "z")
-	if got := told(t, w); !slices.Equal(got, []matter{wishes}) {
+	got := toldOf(t, w, path("marks/names"), tableNames, func() { write(t, path("profiles/isp.toml"), "z") })
+	if !slices.Equal(got, []matter{wishes}) {
 		t.Errorf("in the folder made anew: about %v", got)
 	}
 }
