@@ -103,10 +103,7 @@ func (l *loop) run(ctx context.Context) {
 			if e.Parts == 0 {
 				continue
 			}
-			if e.Link != "" {
-				l.Host.Expire(e.Link)
-			}
-			l.pending.event(e)
+			l.pending.event(e, l.Host.Expires(e))
 			now := time.Now()
 			follows := now.Sub(active) < gatherQuiet
 			active = now

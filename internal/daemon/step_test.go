@@ -159,7 +159,7 @@ func TestTriggerKeepsWhatAFailedPassOwes(t *testing.T) {
 	var now trigger
 	now.pull(kernel.PartRules, "rule 1 deleted")
 	now.sweep = true
-	now.event(kernel.Event{Parts: kernel.PartLinks, Reason: "link em1 down", Peer: 7})
+	now.event(kernel.Event{Parts: kernel.PartLinks, Reason: "link em1 down", Peer: 7}, kernel.PartLinks)
 	failed := now.take()
 	if now.pulled() || now.parts != 0 {
 		t.Errorf("a trigger that was taken still is %+v", now)
@@ -182,7 +182,7 @@ func TestTriggerKeepsWhatAFailedPassOwes(t *testing.T) {
 	if len(now.reasons) != shownReasons {
 		t.Errorf("%d reasons are kept", len(now.reasons))
 	}
-	now.event(kernel.Event{Parts: kernel.AllParts, Reason: "lost events"})
+	now.event(kernel.Event{Parts: kernel.AllParts, Reason: "lost events"}, kernel.AllParts)
 	if !slices.Equal(now.reasons, []string{"lost events"}) {
 		t.Errorf("reasons %q", now.reasons)
 	}

@@ -39,16 +39,11 @@ func (t *trigger) pull(parts kernel.Parts, reason string) {
 	}
 }
 
-// event pulls the trigger for an event of the kernel.
-func (t *trigger) event(e kernel.Event) {
+// event pulls the trigger for an event of the kernel, for parts that the host named.
+func (t *trigger) event(e kernel.Event, parts kernel.Parts) {
 	if e.Parts == kernel.AllParts {
 		// It stands for all the others.
 		t.reasons = nil
-	}
-	parts := e.Parts
-	if e.Link != "" && parts&kernel.PartMain != 0 {
-		// The loop has let it expire.
-		parts = parts&^kernel.PartMain | kernel.PartExpired
 	}
 	t.pull(parts, e.Reason)
 	t.facts = t.facts || e.Parts&(kernel.PartLinks|kernel.PartMain) != 0

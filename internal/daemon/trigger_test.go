@@ -9,7 +9,7 @@ import (
 
 func TestUrgentEventsAreNotHeldUpByOthers(t *testing.T) {
 	var pending trigger
-	pending.event(kernel.Event{Parts: kernel.PartLinks})
+	pending.event(kernel.Event{Parts: kernel.PartLinks}, kernel.PartLinks)
 	now := pending.first
 	if got := pending.wait(now); got != gatherQuiet {
 		t.Errorf("an ordinary event gathers for %s, want %s", got, gatherQuiet)
@@ -17,12 +17,12 @@ func TestUrgentEventsAreNotHeldUpByOthers(t *testing.T) {
 	if got := pending.wait(now.Add(gatherMost - time.Millisecond)); got != time.Millisecond {
 		t.Errorf("%s are left at the end of the gathering, want 1ms", got)
 	}
-	pending.event(kernel.Event{Parts: kernel.PartLinks, Urgent: true})
+	pending.event(kernel.Event{Parts: kernel.PartLinks, Urgent: true}, kernel.PartLinks)
 	urgent := pending.haste
 	if got := pending.wait(urgent); got != gatherHaste {
 		t.Errorf("an urgent event gathers for %s, want %s", got, gatherHaste)
 	}
-	pending.event(kernel.Event{Parts: kernel.PartLinks})
+	pending.event(kernel.Event{Parts: kernel.PartLinks}, kernel.PartLinks)
 	if got := pending.wait(urgent.Add(gatherHaste)); got != 0 {
 		t.Errorf("a follower makes an urgent event wait %s longer", got)
 	}

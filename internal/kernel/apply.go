@@ -81,7 +81,7 @@ func (a *application) run(ctx context.Context, start, end int) {
 	var places []int
 	switch a.plan.Steps[start].Object.Kind() {
 	case state.KindRoute:
-		a.host.stale |= PartRoutes
+		a.host.expireWritten(a.plan.Steps[start:end])
 		a.routes(ctx, start, end)
 		return
 	case state.KindRule:
@@ -130,7 +130,7 @@ func (a *application) run(ctx context.Context, start, end int) {
 		a.host.stale |= PartLinks | PartValues
 		errs = a.host.applyVIPs(steps)
 	case state.KindNexthop:
-		a.host.stale |= PartNexthops | PartRoutes
+		a.host.expireNexthops(steps)
 		errs = a.host.applyNexthops(steps)
 	case state.KindTimeouts:
 		a.host.stale |= PartIPVS

@@ -13,6 +13,8 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/sisod/sisod/internal/state"
 )
 
 // defaultEventBuffer is how many bytes of messages wait in the kernel before
@@ -41,8 +43,11 @@ type Event struct {
 	// Peer is the netlink port of the socket whose request caused the change, 0
 	// when the kernel did it by itself or does not say.
 	Peer uint32
-	// Link is the only interface for which PartMain is stale; "": it is as a whole.
-	Link string
+	// Family, Table and Link narrow what is stale of PartMain and PartRoutes: routes
+	// of this family, of this table, by this interface. Zero values do not.
+	Family state.Family
+	Table  uint32
+	Link   string
 	// Carrier is the interface that has its carrier again, "": none has.
 	Carrier string
 	// Marks: rules of others that use sisod's bits of marks have come or gone. To

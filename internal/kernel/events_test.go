@@ -112,10 +112,10 @@ func TestEventsSayWhatChanged(t *testing.T) {
 		parts   Parts
 		peer    bool
 	}{
-		{"addr add 192.0.2.9/24 dev em1", "address 192.0.2.9/24 added on em1", PartLinks | PartMain | PartRoutes, true},
+		{"addr add 192.0.2.9/24 dev em1", "address 192.0.2.9/24 added on em1", PartLinks, true},
 		{"addr del 192.0.2.9/24 dev em1", "address 192.0.2.9/24 removed from em1", PartLinks | PartMain | PartRoutes, true},
-		{"addr add 2001:db8:1::9/64 dev em1 nodad", "address 2001:db8:1::9/64 added on em1", PartLinks | PartMain | PartRoutes, false},
-		{"addr add 192.0.2.77 peer 192.0.2.78/32 dev em1", "address 192.0.2.77/32 added on em1", PartLinks | PartMain | PartRoutes, true},
+		{"addr add 2001:db8:1::9/64 dev em1 nodad", "address 2001:db8:1::9/64 added on em1", PartLinks, false},
+		{"addr add 192.0.2.77 peer 192.0.2.78/32 dev em1", "address 192.0.2.77/32 added on em1", PartLinks, true},
 		{"rule add pref 11800 lookup main", "rule 11800 added", PartRules, true},
 		{"rule del pref 11800", "rule 11800 deleted", PartRules, true},
 		{"-6 rule add pref 11801 lookup main", "rule 11801 added", PartRules, true},
@@ -127,6 +127,7 @@ func TestEventsSayWhatChanged(t *testing.T) {
 		{"route add 10.2.0.0/16 via 198.51.100.1 table 77 proto 115", "route 10.2.0.0/16 via 198.51.100.1 dev em2 table 77 added", PartRoutes, true},
 		{"-6 route add default via 2001:db8:2::1", "route default via 2001:db8:2::1 dev em2 table main added", PartMain, true},
 		{"link set em1 group 7", "link em1 put into group 7", linkParts, false},
+		{"link set em1 mtu 1400", "link em1 has mtu 1400", linkParts, false},
 		{"link set em1 down", "link em1 down", linkParts, false},
 		{"link set em1 name wan", "link em1 renamed to wan", linkParts, false},
 		{"link set wan up", "link wan up", linkParts, false},

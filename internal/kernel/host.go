@@ -43,10 +43,18 @@ type Host struct {
 	order map[state.Family]ruleOrder
 	// seenIPVS is IPVS as of the last read of PartIPVS.
 	seenIPVS seenIPVS
-	// mains holds what was learned of main's routes, by interface, and expired
-	// the interfaces of which it has to be learned again.
-	mains   map[string]mainOfLink
-	expired map[string]bool
+	// mains holds what was learned of main's routes, and expired the interfaces of
+	// which it has to be learned again; those in readdressed have other addresses.
+	mains       map[LinkFamily]*mainOfLink
+	expired     map[LinkFamily]bool
+	readdressed map[string]bool
+	// elsewhere are the tables of others that had a default when all were looked at.
+	elsewhere map[state.Family]map[uint32]bool
+	// tables holds what was read of the tables in query, swept what a sweep found in
+	// others, and lost what of them has to be read again.
+	tables map[tableOf]tableRoutes
+	swept  state.Routes
+	lost   []extent
 	// leased are the leases in use as of the last look at them, by link index.
 	leased map[int][]lease
 	// tidied: what a killed process left half written has been removed.
@@ -110,7 +118,7 @@ const (
 	PartNFT                        // sisod's table of nf_tables
 	PartSockets                    // sockets of transparent proxies
 	PartNexthops                   // nexthop objects; they are read with PartRoutes and PartMain
-	PartExpired                    // of PartMain, what is on the interfaces named to Expire
+	PartExpired                    // of PartMain and PartRoutes, what was named to Expire
 	AllParts     Parts = 1<<iota - 1
 	// PartMarks is no part of AllParts: rules of others that use sisod's bits of
 	// marks, which are read when Event.Marks says so.

@@ -61,7 +61,7 @@ const readPasses = 3
 
 // readStale reads every stale part once.
 func (h *Host) readStale(ctx context.Context) error {
-	if h.stale&(PartRoutes|PartMain|PartExpired) != 0 {
+	if h.stale&(PartRoutes|PartMain) != 0 || len(h.lost) > 0 || len(h.expired) > 0 {
 		h.stale |= PartNexthops
 	}
 	for _, r := range [...]struct {
@@ -74,7 +74,7 @@ func (h *Host) readStale(ctx context.Context) error {
 		{PartRules, h.readRules},
 		// Routes name them.
 		{PartNexthops, h.readNexthops},
-		{PartRoutes, h.readRoutes},
+		{PartRoutes | PartExpired, h.readRoutes},
 		{PartMain | PartExpired, h.readMain},
 		{PartValues, h.readValues},
 		{PartIPVS, h.readIPVS},
@@ -91,7 +91,10 @@ func (h *Host) readStale(ctx context.Context) error {
 		if err := r.read(); err != nil {
 			return err
 		}
-		h.stale &^= r.part
+		h.stale &^= r.part &^ PartExpired
+		if len(h.lost) == 0 && len(h.expired) == 0 && len(h.readdressed) == 0 {
+			h.stale &^= PartExpired
+		}
 		if h.linksMoved() {
 			// A read met a link that was not known: what is kept may name it wrongly.
 			h.noteLinks()
@@ -112,7 +115,7 @@ func (h *Host) asked(q Query) Parts {
 	if !slices.Equal(q.Tables, h.query.Tables) {
 		parts |= PartRoutes | PartRules
 	}
-	if q.Sweep != h.query.Sweep {
+	if q.Sweep && !h.query.Sweep {
 		parts |= PartRoutes
 	}
 	if !slices.Equal(q.Sysctls, h.query.Sysctls) {
@@ -172,16 +175,15 @@ func (h *Host) linksMoved() bool {
 }
 
 // noteLinks takes the links into the snapshot, and marks what may have changed
-// with them. IPv4 loses the routes of a link that goes down, or loses its last
-// address, in every table and without a notification.
+// with them.
 func (h *Host) noteLinks() {
 	if !h.linksMoved() {
 		return
 	}
 	h.expireMoved()
+	h.cached.Observed.VIPs = h.ledger.vips(h.links)
 	h.cached.Facts.Links = slices.Clone(h.links.all())
 	h.cached.Facts.Addresses = slices.Clone(h.links.addresses())
-	h.stale |= PartRoutes | PartValues
 }
 
 // ReadAlso is the snapshot of the last Read with further sysctls in it: which
@@ -265,29 +267,52 @@ func (h *Host) ruleOrders() map[state.Family]*ruleOrder {
 }
 
 func (h *Host) readRoutes() error {
-	own := state.Routes{}
-	var foreign []state.Route
+	if h.stale&PartRoutes == 0 {
+		if err := h.readLost(); err != nil {
+			return err
+		}
+		h.noteRoutes()
+		return nil
+	}
+	read := map[tableOf]tableRoutes{}
 	tables := slices.Compact(slices.Sorted(slices.Values(h.query.Tables)))
 	for _, f := range state.Families {
 		for _, table := range tables {
-			got, others, err := h.readTable(routeFilter{family: f, table: table})
+			own, foreign, err := h.readTable(routeFilter{family: f, table: table})
 			if err != nil {
 				return err
 			}
-			maps.Copy(own, got)
-			foreign = append(foreign, others...)
+			read[tableOf{f, table}] = tableRoutes{own, foreign}
 		}
+	}
+	swept := state.Routes{}
+	for _, f := range state.Families {
 		if !h.query.Sweep {
 			continue
 		}
-		got, _, err := h.readTable(routeFilter{family: f, protocol: state.Protocol}, tables...)
+		own, _, err := h.readTable(routeFilter{family: f, protocol: state.Protocol}, tables...)
 		if err != nil {
 			return err
 		}
-		maps.Copy(own, got)
+		maps.Copy(swept, own)
+	}
+	h.tables, h.swept, h.lost = read, swept, nil
+	h.noteRoutes()
+	return nil
+}
+
+// noteRoutes takes what was read of the tables into the snapshot.
+func (h *Host) noteRoutes() {
+	own := maps.Clone(h.swept)
+	var foreign []state.Route
+	for _, f := range state.Families {
+		for _, table := range slices.Compact(slices.Sorted(slices.Values(h.query.Tables))) {
+			t := h.tables[tableOf{f, table}]
+			maps.Copy(own, t.own)
+			foreign = append(foreign, t.foreign...)
+		}
 	}
 	h.cached.Observed.Routes, h.cached.Facts.ForeignRoutes = own, foreign
-	return nil
 }
 
 // readTable reads the routes that pass the filter, sisod's and others', but for

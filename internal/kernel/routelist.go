@@ -18,6 +18,8 @@ type routeFilter struct {
 	protocol uint8
 	kind     state.RouteType
 	oif      int
+	// skips, which may be nil, spares routes of no interest the decoding.
+	skips func(glance) bool
 	// restart is called when the routes changed below the dump and it begins
 	// again: what was yielded is void. Without it routes are gathered, and
 	// yielded after the dump is complete.
@@ -63,6 +65,9 @@ func (c *conn) dumpRoutes(filter routeFilter, yield func(observedRoute) bool) er
 					}
 					return nil
 				}
+			}
+			if filter.skips != nil && filter.skips(glanceAt(body)) {
+				return nil
 			}
 			r, err := decodeRoute(body, c.linkName)
 			if err != nil {
@@ -123,10 +128,42 @@ func (f routeFilter) passes(r observedRoute, oif string) bool {
 	case oif == "":
 		return true
 	}
-	for _, h := range r.Hops.All() {
-		if h.Dev == oif {
-			return true
+	return r.Hops.By(oif)
+}
+
+// glance is what costs little to see of a route's message.
+type glance struct {
+	bits     uint8 // the length of the destination
+	protocol uint8
+	kind     state.RouteType
+	oif      int  // 0: none, or several
+	gateway  bool // there is one
+	several  bool // next hops
+	object   bool // a nexthop object stands for them
+}
+
+// glanceAt looks at the body of RTM_NEWROUTE. One that is malformed is left to
+// decodeRoute: it looks like a default.
+func glanceAt(b []byte) (g glance) {
+	if len(b) < unix.SizeofRtMsg {
+		return glance{}
+	}
+	g = glance{bits: b[1], protocol: b[5], kind: state.RouteType(b[7])}
+	a := attributes{rest: b[unix.SizeofRtMsg:]}
+	for a.next() {
+		switch a.kind {
+		case unix.RTA_OIF:
+			g.oif = int(a.uint32())
+		case unix.RTA_GATEWAY, unix.RTA_VIA:
+			g.gateway = true
+		case unix.RTA_MULTIPATH:
+			g.several = true
+		case rtaNexthop:
+			g.object = true
 		}
 	}
-	return false
+	if a.err != nil {
+		return glance{}
+	}
+	return g
 }

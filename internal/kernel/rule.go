@@ -280,6 +280,13 @@ func familyOf(af byte) (state.Family, bool) {
 	return 0, false
 }
 
+func familyOfAddr(a netip.Addr) state.Family {
+	if a.Is4() {
+		return state.IPv4
+	}
+	return state.IPv6
+}
+
 // prefixBits is the length of a prefix, 0 for the zero Prefix.
 func prefixBits(p netip.Prefix) byte {
 	if !p.IsValid() {

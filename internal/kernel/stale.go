@@ -52,6 +52,7 @@ type seenLink struct {
 	name      string
 	flags     uint32
 	group     uint32
+	mtu       uint32
 	operstate uint8
 	// carriers counts how often it came to have a carrier. One that was lost for a
 	// moment only is told when it is there again.
@@ -192,10 +193,14 @@ func linkChange(before, now seenLink, known bool) string {
 		return now.name + " lost carrier"
 	case before.group != now.group:
 		return fmt.Sprintf("%s put into group %d", now.name, now.group)
+	case before.mtu != now.mtu:
+		return fmt.Sprintf("%s has mtu %d", now.name, now.mtu)
 	}
 	return now.name + " changed"
 }
 
+// addressParts: an address that goes takes IPv4 routes along, and says nothing of them.
+// What comes with one is told by itself.
 const addressParts = PartLinks | PartMain | PartRoutes
 
 func (s *baseline) address(gone bool, body []byte, own bool) (Event, bool) {
@@ -222,8 +227,12 @@ func (s *baseline) address(gone bool, body []byte, own bool) (Event, bool) {
 		return Event{}, false
 	}
 	link := s.linkName(a.index)
+	parts := addressParts
+	if !gone {
+		parts = PartLinks
+	}
 	return Event{
-		Parts: addressParts, Reason: fmt.Sprintf("address %s %s %s", a.prefix, did, link), Link: link,
+		Parts: parts, Reason: fmt.Sprintf("address %s %s %s", a.prefix, did, link), Link: link, Family: familyOfAddr(a.prefix.Addr()),
 		// What starts from a new address goes as main decides until it has its rule.
 		Urgent: !gone,
 	}, true
@@ -245,7 +254,10 @@ func (s *baseline) route(gone bool, flags uint16, body []byte) (Event, bool) {
 	case flags&unix.NLM_F_REPLACE != 0:
 		did = "replaced"
 	}
-	event := Event{Parts: parts, Reason: fmt.Sprintf("route %s %s", r.Route, did)}
+	event := Event{Parts: parts, Reason: fmt.Sprintf("route %s %s", r.Route, did), Family: r.Family}
+	if r.Table != state.TableMain {
+		event.Table = r.Table
+	}
 	if hop, single := r.Hops.Single(); single && s.knows(hop.Dev) && flags&unix.NLM_F_REPLACE == 0 && r.Dst.Bits() != 1 {
 		event.Link = hop.Dev
 	}
@@ -261,7 +273,7 @@ func (s *baseline) relevantRoute(r observedRoute, replaces bool) Parts {
 		return PartRoutes
 	case r.Dst.Bits() == 0 && r.Table == state.TableMain:
 		return PartMain
-	case r.Dst.Bits() == 0 && s.onInterest(r):
+	case r.Dst.Bits() == 0 && hostProtocol(r.Protocol) && s.onInterest(r):
 		return PartMain
 	case r.Table == state.TableMain && hostProtocol(r.Protocol) && (s.onInterest(r) || replaces):
 		// A route that replaces another says nothing of where that one led.
@@ -369,6 +381,8 @@ func decodeSeenLink(body []byte) (index int, l seenLink, ok bool) {
 			l.name = a.text()
 		case unix.IFLA_GROUP:
 			l.group = a.uint32()
+		case unix.IFLA_MTU:
+			l.mtu = a.uint32()
 		case unix.IFLA_OPERSTATE:
 			l.operstate = a.uint8()
 		case unix.IFLA_CARRIER_UP_COUNT:

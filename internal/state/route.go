@@ -103,6 +103,19 @@ func (h Hops) None() bool { return h.one == Hop{} }
 // Single returns the only next hop, and false when there are none or several.
 func (h Hops) Single() (Hop, bool) { return h.one, !h.None() && h.more == "" }
 
+// By reports whether a next hop is on the link.
+func (h Hops) By(link string) bool {
+	if h.one.Dev == link || h.more == "" {
+		return h.one.Dev == link && !h.None()
+	}
+	for _, hop := range h.All() {
+		if hop.Dev == link {
+			return true
+		}
+	}
+	return false
+}
+
 // All lists the hops.
 func (h Hops) All() []Hop {
 	if h.None() {
