@@ -43,6 +43,8 @@ if [ "${1:-}" = package ]; then
 	need mandoc mandoc
 	need rpm rpm
 	need cpio cpio
+	need man man-db
+	need systemd-sysusers systemd # the deb depends on it
 fi
 # haproxy is for a test alone: unpacked, not installed, because Debian's package
 # starts it.
