@@ -104,7 +104,7 @@ func (b *builder) finish() (*Config, error) {
 	b.finishRoles(c)
 	b.finishCaptures(c)
 	slices.SortStableFunc(c.Uplinks, func(x, y Uplink) int { return strings.Compare(x.Name, y.Name) })
-	c.Files = b.loader.read()
+	c.Files, c.Readings = b.loader.read(), b.loader.readings
 	if len(b.loader.errs) > 0 {
 		return nil, b.loader.errs.tidy()
 	}

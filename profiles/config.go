@@ -7,9 +7,11 @@ package profiles
 
 import (
 	"fmt"
+	"io/fs"
 	"net/netip"
 	"path/filepath"
 	"slices"
+	"time"
 
 	"github.com/sisod/sisod/internal/prefix"
 )
@@ -56,6 +58,14 @@ type Config struct {
 	// Files are all files that were read, prefix lists included: what to watch
 	// and what to keep as the last good configuration.
 	Files []string
+	// Readings tell what each of Files was when it was read.
+	Readings map[string]Reading
+}
+
+// Reading is a file as it was opened, and when that was.
+type Reading struct {
+	Stat fs.FileInfo
+	At   time.Time
 }
 
 // Settings are the values of sisod.toml.

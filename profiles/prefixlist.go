@@ -45,6 +45,10 @@ func (b *builder) listFile(e *node, name string, u *Uplink, list *PrefixList) {
 		return
 	}
 	defer f.Close()
+	if known, ok := b.loader.list(list.File); ok {
+		list.Prefixes = known.Prefixes
+		return
+	}
 	s := &listScanner{path: list.File, to: toHint(u.Name)}
 	if err := s.read(f); err != nil {
 		e.bad(fmt.Sprintf("%s: %v", list.File, err), "")

@@ -2,7 +2,10 @@ package profiles
 
 import (
 	"fmt"
+	"io/fs"
 	"net/netip"
+	"os"
+	"path/filepath"
 	"strings"
 	"testing"
 
@@ -84,5 +87,34 @@ func TestAMillionPrefixesLoad(t *testing.T) {
 	}
 	if n := c.Uplinks[0].To[0].Prefixes.Len(); n < 900000 {
 		t.Fatalf("%d prefixes", n)
+	}
+}
+
+func TestAListThatIsAsItWasIsNotReadAgain(t *testing.T) {
+	dir := files(t, map[string]string{
+		"profiles/isp.toml": china + "to = [\"@cn.zone\", \"@far.zone\", \"192.0.2.0/24\"]\n",
+		"profiles/cn.zone":  "10.1.0.0/16\n", "profiles/far.zone": "10.2.0.0/16\n",
+	})
+	before, err := Load("", dir)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for name, text := range map[string]string{"cn.zone": "10.3.0.0/16\n", "far.zone": "10.4.0.0/16\n", "isp.toml": china + "to = [\"@far.zone\", \"@cn.zone\"]\n"} {
+		if err := os.WriteFile(filepath.Join(dir, "profiles", name), []byte(text), 0o644); err != nil {
+			t.Fatal(err)
+		}
+	}
+	// One of the files is called unchanged; what comes of it shows that it was not read.
+	after, err := LoadAgain("", dir, before, func(was Reading, is fs.FileInfo) bool {
+		if !os.SameFile(was.Stat, is) || was.At.IsZero() {
+			t.Errorf("%s and %s are compared", was.Stat.Name(), is.Name())
+		}
+		return is.Name() == "cn.zone"
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if got := after.Uplinks[0].Listed.String(); got != "[10.1.0.0/16 10.4.0.0/16]" {
+		t.Errorf("the lists are %s", got)
 	}
 }

@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"errors"
 	"fmt"
+	"io"
 	"io/fs"
 	"os"
 	"path/filepath"
@@ -46,9 +47,11 @@ func (l lastGood) keep(c *profiles.Config, dir string) error {
 	if err := l.copy(c, dir); err != nil {
 		return fmt.Errorf("keep the last good configuration: %w", err)
 	}
-	// The files may have been written to since they were loaded.
-	if _, err := profiles.Load(l.fresh(), dir); err != nil {
-		return fmt.Errorf("keep the last good configuration: its files have changed meanwhile: %w", err)
+	if !asRead(c) {
+		// They may have been written to since they were loaded.
+		if _, err := profiles.Load(l.fresh(), dir); err != nil {
+			return fmt.Errorf("keep the last good configuration: its files have changed meanwhile: %w", err)
+		}
 	}
 	if _, err := os.Stat(l.root()); err == nil {
 		if err := os.RemoveAll(l.old()); err != nil {
@@ -125,12 +128,7 @@ func (l lastGood) same(c *profiles.Config, dir string) bool {
 		if !slices.Contains(c.Files, file) {
 			return fs.ErrInvalid
 		}
-		have, err := os.ReadFile(path)
-		if err != nil {
-			return err
-		}
-		want, err := os.ReadFile(file)
-		if err != nil || !bytes.Equal(have, want) {
+		if same, err := sameContent(path, file); err != nil || !same {
 			return fs.ErrInvalid
 		}
 		kept++
@@ -139,16 +137,47 @@ func (l lastGood) same(c *profiles.Config, dir string) bool {
 	return err == nil && kept == len(c.Files)
 }
 
+// sameContent compares two files piece by piece: a list may have many megabytes.
+func sameContent(one, other string) (bool, error) {
+	a, err := os.Open(one)
+	if err != nil {
+		return false, err
+	}
+	defer a.Close()
+	b, err := os.Open(other)
+	if err != nil {
+		return false, err
+	}
+	defer b.Close()
+	x, y := make([]byte, 64<<10), make([]byte, 64<<10)
+	for {
+		n, err := io.ReadFull(a, x)
+		m, errB := io.ReadFull(b, y)
+		if !bytes.Equal(x[:n], y[:m]) {
+			return false, nil
+		}
+		ended := errors.Is(err, io.EOF) || errors.Is(err, io.ErrUnexpectedEOF)
+		endedB := errors.Is(errB, io.EOF) || errors.Is(errB, io.ErrUnexpectedEOF)
+		switch {
+		case err != nil && !ended || errB != nil && !endedB:
+			return false, errors.Join(err, errB)
+		case ended || endedB:
+			return ended == endedB, nil
+		}
+	}
+}
+
 func copyFile(from, to string) error {
-	content, err := os.ReadFile(from)
+	source, err := os.Open(from)
 	if err != nil {
 		return err
 	}
+	defer source.Close()
 	f, err := os.OpenFile(to, os.O_WRONLY|os.O_CREATE|os.O_EXCL, 0o644)
 	if err != nil {
 		return err
 	}
-	_, err = f.Write(content)
+	_, err = io.Copy(f, source)
 	return errors.Join(err, f.Sync(), f.Close())
 }
 

@@ -51,7 +51,7 @@ func (l *loop) load() (changed bool) {
 func (l *loop) read() (c *profiles.Config, err error) {
 	l.watch.follow(l.files(l.config))
 	for range loadAttempts {
-		if c, err = profiles.Load("", l.ConfigDir); err != nil {
+		if c, err = profiles.LoadAgain("", l.ConfigDir, l.config, unchanged); err != nil {
 			return nil, err
 		}
 		if !l.watch.follow(l.files(c)) {
