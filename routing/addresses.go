@@ -1,29 +1,70 @@
 package routing
 
 import (
+	"cmp"
 	"net/netip"
 	"slices"
 
 	"github.com/sisod/sisod/internal/state"
 )
 
-// aggregateFrom is how many addresses of one network are worth one rule
-// instead of their own: each rule costs every packet that passes it about 13 ns.
-const aggregateFrom = 8
+const (
+	// aggregateFrom is from how many addresses of an uplink on they share rules: each
+	// rule costs every packet that passes it about 13 ns.
+	aggregateFrom = 8
+	// flatRules is how many rules about addresses stand one after the other. With more
+	// of them a lookup is led to those that may concern it.
+	flatRules = 32
+)
+
+// source is what one rule about addresses says: what starts from these leaves by that exit.
+type source struct {
+	prefix netip.Prefix
+	exit   *Exit
+	// host: only what this host sends. The prefix also covers addresses that are nobody's
+	// here, and must not catch what is forwarded.
+	host bool
+}
 
 // addressRules leads what starts from an uplink's address into its table.
 func (b *builder) addressRules() {
-	owner := map[netip.Addr]*Exit{}
-	for _, e := range b.exits {
-		if !e.Active {
+	for _, f := range state.Families {
+		owned := b.owned(f)
+		alone, shared := b.sourcesOf(f, owned)
+		if len(alone)+len(shared) <= flatRules {
+			for _, s := range slices.Concat(alone, shared) {
+				b.sourceRule(state.RowAddresses, s)
+			}
 			continue
 		}
-		aggregates := b.aggregates(e)
-		for _, p := range aggregates {
-			r := b.row(e.Family, state.RowAddresses, e.Table)
-			// iif lo is "sent by this host": a prefix must not catch forwarded traffic.
-			r.From, r.IIF = p, "lo"
-			b.rule(r, e.profile.Pos.Short())
+		// What a role decides about its VIP comes before all the others.
+		var among []source
+		for _, s := range slices.Concat(alone, shared) {
+			if s.prefix.IsSingleIP() && slices.Contains(s.exit.vips, s.prefix.Addr()) {
+				b.sourceRule(state.RowAddresses, s)
+			} else {
+				among = append(among, s)
+			}
+		}
+		b.sourceTree(f, among)
+	}
+}
+
+func (b *builder) sourceRule(row int, s source) {
+	r := b.row(s.exit.Family, row, s.exit.Table)
+	r.From = s.prefix
+	if s.host {
+		r.IIF = "lo" // "sent by this host"
+	}
+	b.rule(r, s.exit.profile.Pos.Short())
+}
+
+// owned tells for each address of a family which exit gets what starts from it.
+func (b *builder) owned(f state.Family) map[netip.Addr]*Exit {
+	owner := map[netip.Addr]*Exit{}
+	for _, e := range b.exits {
+		if !e.Active || e.Family != f {
+			continue
 		}
 		for _, a := range e.Addresses {
 			if first := owner[a]; first != nil {
@@ -32,41 +73,172 @@ func (b *builder) addressRules() {
 				continue
 			}
 			owner[a] = e
-			if slices.ContainsFunc(aggregates, func(p netip.Prefix) bool { return p.Contains(a) }) {
-				continue
-			}
-			r := b.row(e.Family, state.RowAddresses, e.Table)
-			r.From = host(a)
-			b.rule(r, e.profile.Pos.Short())
 		}
 	}
+	return owner
 }
 
-// aggregates lists the networks of the exit that stand for many of its
-// addresses and for no address of anybody else.
-func (b *builder) aggregates(e *Exit) []netip.Prefix {
+// sourcesOf lists the rules about the addresses of a family: those about one address,
+// and those about several. An exit of few addresses has a rule for each. Of more, those
+// in a network of the interface's share the largest parts of it that hold no address of
+// anybody else; others share a prefix that they fill.
+func (b *builder) sourcesOf(f state.Family, owner map[netip.Addr]*Exit) (alone, shared []source) {
+	all := b.hostAddresses(f)
+	for _, e := range b.exits {
+		if !e.Active || e.Family != f {
+			continue
+		}
+		var own []netip.Addr
+		for _, a := range e.Addresses {
+			if owner[a] == e {
+				own = append(own, a)
+			}
+		}
+		slices.SortFunc(own, netip.Addr.Compare)
+		c := cover{exit: e, mine: func(a netip.Addr) bool { return owner[a] == e && !slices.Contains(e.vips, a) }}
+		if len(own) >= aggregateFrom {
+			for _, n := range e.ampleNetworks() {
+				c.within(n, between(all, n))
+			}
+			own = slices.DeleteFunc(own, func(a netip.Addr) bool { return c.done[a] })
+			own = c.filled(own)
+		}
+		for _, a := range own {
+			alone = append(alone, source{prefix: host(a), exit: e})
+		}
+		shared = append(shared, c.found...)
+	}
+	return alone, shared
+}
+
+// hostAddresses are all addresses of the host in a family, in order.
+func (b *builder) hostAddresses(f state.Family) []netip.Addr {
+	var all []netip.Addr
+	for _, a := range b.facts.Addresses {
+		if family(a.Prefix.Addr()) == f {
+			all = append(all, a.Prefix.Addr())
+		}
+	}
+	slices.SortFunc(all, netip.Addr.Compare)
+	return slices.Compact(all)
+}
+
+// ampleNetworks are the networks that hold many of the exit's addresses, without those
+// inside of others.
+func (e *Exit) ampleNetworks() []netip.Prefix {
 	count := map[netip.Prefix]int{}
 	for _, a := range e.addresses {
 		if !a.Prefix.IsSingleIP() {
 			count[a.Prefix.Masked()]++
 		}
 	}
-	var out []netip.Prefix
+	var networks []netip.Prefix
 	for p, n := range count {
-		if n >= aggregateFrom && !b.coversOthers(p, e) {
+		if n >= aggregateFrom {
+			networks = append(networks, p)
+		}
+	}
+	// A network comes before those inside of it.
+	slices.SortFunc(networks, comparePrefixes)
+	out := networks[:0]
+	for _, p := range networks {
+		if len(out) == 0 || !out[len(out)-1].Contains(p.Addr()) {
 			out = append(out, p)
 		}
 	}
-	slices.SortFunc(out, netip.Prefix.Compare)
-	// A network inside another one needs no rule of its own.
-	return slices.DeleteFunc(out, func(p netip.Prefix) bool {
-		return slices.ContainsFunc(out, func(q netip.Prefix) bool { return q.Bits() < p.Bits() && q.Contains(p.Addr()) })
-	})
+	return out
 }
 
-// coversOthers reports whether a network holds an address that the exit does not follow.
-func (b *builder) coversOthers(p netip.Prefix, e *Exit) bool {
-	return slices.ContainsFunc(b.facts.Addresses, func(a state.Address) bool {
-		return p.Contains(a.Prefix.Addr()) && (a.Link != e.Interface || e.profile.Addresses != nil && !slices.Contains(e.Addresses, a.Prefix.Addr()))
+// comparePrefixes orders by address, the wider first.
+func comparePrefixes(p, q netip.Prefix) int {
+	return cmp.Or(p.Addr().Compare(q.Addr()), cmp.Compare(p.Bits(), q.Bits()))
+}
+
+// between is the part of sorted addresses that a prefix holds.
+func between(all []netip.Addr, p netip.Prefix) []netip.Addr {
+	from, _ := slices.BinarySearchFunc(all, p.Addr(), netip.Addr.Compare)
+	all = all[from:]
+	n, _ := slices.BinarySearchFunc(all, p, func(a netip.Addr, p netip.Prefix) int {
+		if p.Contains(a) {
+			return -1
+		}
+		return 1
 	})
+	return all[:n]
+}
+
+// cover finds prefixes that stand for many addresses of an exit.
+type cover struct {
+	exit  *Exit
+	mine  func(netip.Addr) bool
+	found []source
+	done  map[netip.Addr]bool // addresses that found stands for
+}
+
+// within covers the exit's addresses among those of the host in a prefix, by the fewest
+// parts of it that hold no other.
+func (c *cover) within(p netip.Prefix, addresses []netip.Addr) {
+	mine := 0
+	for _, a := range addresses {
+		if c.mine(a) {
+			mine++
+		}
+	}
+	switch {
+	case mine < 2:
+		return // one has a rule of its own
+	case mine < len(addresses):
+		low, high := halves(p)
+		n := len(between(addresses, low))
+		c.within(low, addresses[:n])
+		c.within(high, addresses[n:])
+		return
+	}
+	c.take(source{prefix: p, exit: c.exit, host: true}, addresses)
+}
+
+// filled covers runs of sorted addresses that fill a prefix, and returns the rest.
+func (c *cover) filled(own []netip.Addr) (rest []netip.Addr) {
+	for len(own) > 0 {
+		run := 1
+		for run < len(own) && own[run-1].Next() == own[run] {
+			run++
+		}
+		bits := own[0].BitLen()
+		n := 1
+		for n*2 <= run && c.mine(own[0]) {
+			wider := netip.PrefixFrom(own[0], bits-1).Masked()
+			if wider.Addr() != own[0] || slices.ContainsFunc(own[n:n*2], func(a netip.Addr) bool { return !c.mine(a) }) {
+				break
+			}
+			bits, n = bits-1, n*2
+		}
+		if n == 1 {
+			rest = append(rest, own[0])
+		} else {
+			c.take(source{prefix: netip.PrefixFrom(own[0], bits), exit: c.exit}, own[:n])
+		}
+		own = own[n:]
+	}
+	return rest
+}
+
+func (c *cover) take(s source, addresses []netip.Addr) {
+	c.found = append(c.found, s)
+	if c.done == nil {
+		c.done = map[netip.Addr]bool{}
+	}
+	for _, a := range addresses {
+		c.done[a] = true
+	}
+}
+
+// halves are the two parts of a prefix.
+func halves(p netip.Prefix) (low, high netip.Prefix) {
+	bits := p.Bits()
+	low = netip.PrefixFrom(p.Addr(), bits+1)
+	b := p.Addr().AsSlice()
+	b[bits/8] |= 0x80 >> (bits % 8)
+	above, _ := netip.AddrFromSlice(b)
+	return low, netip.PrefixFrom(above, bits+1)
 }

@@ -282,8 +282,16 @@ func (b *builder) troubles() {
 			}
 			b.problem(subject, u.Pos, "%s", text)
 		}
+		followed := map[netip.Addr]bool{}
+		for _, e := range b.exits {
+			if e.Uplink == u.Name && u.Addresses != nil {
+				for _, a := range e.Addresses {
+					followed[a] = true
+				}
+			}
+		}
 		for _, a := range u.Addresses {
-			if !slices.ContainsFunc(b.exits, func(e *Exit) bool { return e.Uplink == u.Name && slices.Contains(e.Addresses, a) }) &&
+			if !followed[a] &&
 				slices.ContainsFunc(b.facts.Links, func(l state.Link) bool { return l.Name == u.Interface }) {
 				b.problem(subject, u.Pos, "address %s is not on interface %s", a, u.Interface)
 			}

@@ -118,15 +118,24 @@ func (e *Exit) isPointToPoint(f state.Facts) bool {
 
 // follow picks the addresses that the uplink answers for.
 func (e *Exit) follow(f state.Facts) {
+	var named map[netip.Addr]bool
+	if e.profile.Addresses != nil {
+		named = map[netip.Addr]bool{}
+		for _, a := range e.profile.Addresses {
+			named[a] = true
+		}
+	}
+	seen := map[netip.Addr]bool{}
 	for _, a := range f.Addresses {
 		addr := a.Prefix.Addr()
 		if a.Link != e.Interface || family(addr) != e.Family || a.LinkLocal {
 			continue
 		}
-		if e.profile.Addresses != nil && !slices.Contains(e.profile.Addresses, addr) {
+		if named != nil && !named[addr] {
 			continue
 		}
-		if !slices.Contains(e.Addresses, addr) {
+		if !seen[addr] {
+			seen[addr] = true
 			e.Addresses = append(e.Addresses, addr)
 			e.addresses = append(e.addresses, a)
 		}
@@ -272,6 +281,10 @@ func (e *Exit) source(via netip.Addr) netip.Addr {
 // surround takes over what main knows of the interface, so that the uplink's
 // table sends a neighbour's packets to the neighbour.
 func (e *Exit) surround(f state.Facts) {
+	usable := map[netip.Addr]bool{}
+	for _, a := range f.Addresses {
+		usable[a.Prefix.Addr()] = usable[a.Prefix.Addr()] || !a.Tentative
+	}
 	lowest := map[netip.Prefix]state.Route{}
 	for _, r := range f.Main {
 		hop, ok := r.Hops.Single()
@@ -294,7 +307,7 @@ func (e *Exit) surround(f state.Facts) {
 		switch {
 		case e.Family == state.IPv6 && r.Dst.Addr().IsLinkLocalUnicast():
 			src = netip.Addr{}
-		case !src.IsValid() || !slices.ContainsFunc(f.Addresses, func(a state.Address) bool { return a.Prefix.Addr() == src && !a.Tentative }):
+		case !src.IsValid() || !usable[src]:
 			next := hop.Via
 			if !next.IsValid() {
 				next = r.Dst.Addr()

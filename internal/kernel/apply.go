@@ -53,7 +53,7 @@ type application struct {
 	// withdrawn are the nexthops that are gone: so are the routes by them.
 	withdrawn map[uint32]bool
 	// order is nil when the rules are not known as they are now.
-	order map[state.Family]*ruleOrder
+	order map[state.Family]ruleOrder
 }
 
 // settle notes and reports the outcome of a step.

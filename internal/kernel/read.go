@@ -227,7 +227,7 @@ func (h *Host) readRules() error {
 		if err != nil {
 			return err
 		}
-		var mine ruleOrder
+		var mine []state.Rule
 		for _, r := range rules {
 			switch {
 			case r.Protocol == state.Protocol && !r.Partial:
@@ -239,7 +239,7 @@ func (h *Host) readRules() error {
 		for _, r := range mine {
 			own[r] = true
 		}
-		order[f] = mine
+		order[f] = orderOf(mine)
 	}
 	h.cached.Observed.Rules, h.cached.Facts.ForeignRules, h.order = own, foreign, order
 	return nil
@@ -254,14 +254,16 @@ func (h *Host) concerns(r state.Rule) bool {
 
 // ruleOrders returns copies of the orders, for one application; nil when the
 // rules may have changed since they were read.
-func (h *Host) ruleOrders() map[state.Family]*ruleOrder {
+func (h *Host) ruleOrders() map[state.Family]ruleOrder {
 	if h.stale&PartRules != 0 {
 		return nil
 	}
-	orders := map[state.Family]*ruleOrder{}
+	orders := map[state.Family]ruleOrder{}
 	for f, o := range h.order {
-		copied := slices.Clone(o)
-		orders[f] = &copied
+		orders[f] = ruleOrder{}
+		for priority, rules := range o {
+			orders[f][priority] = slices.Clone(rules)
+		}
 	}
 	return orders
 }

@@ -11,8 +11,18 @@ import (
 // agrees with what a request *says*: a selector that the request lacks agrees
 // with any value, and "not" is never looked at (net/core/fib_rules.c,
 // rule_find). A plain rule's deletion may so take a narrower one of the same
-// priority.
-type ruleOrder []state.Rule
+// priority. Rules of another priority are never meant, so that each priority has a list
+// of its own.
+type ruleOrder map[uint32][]state.Rule
+
+// orderOf makes an order of rules as the kernel lists them.
+func orderOf(rules []state.Rule) ruleOrder {
+	o := ruleOrder{}
+	for _, r := range rules {
+		o.insert(r)
+	}
+	return o
+}
 
 // ruleChange is one message about a rule.
 type ruleChange struct {
@@ -21,25 +31,29 @@ type ruleChange struct {
 }
 
 // add returns the changes that add a rule.
-func (o *ruleOrder) add(r state.Rule) []ruleChange {
-	if slices.Contains(*o, r) {
+func (o ruleOrder) add(r state.Rule) []ruleChange {
+	present := o[r.Priority]
+	if slices.Contains(present, r) {
 		return []ruleChange{{state.Add, r}}
 	}
 	var changes []ruleChange
-	twin := r
-	twin.Not = !r.Not
-	if slices.Contains(*o, twin) {
+	twin := slices.IndexFunc(present, func(x state.Rule) bool {
+		x.Not, x.Target = r.Not, r.Target
+		return x == r
+	})
+	if twin >= 0 {
 		// To the kernel they are one rule: it would answer that the new one is there.
-		changes = o.remove(twin, nil)
+		changes = o.remove(present[twin], nil)
 	}
 	return append(changes, o.insert(r))
 }
 
 // remove returns the changes that delete a rule. Rules that a deletion takes
 // in its place are added again, those in leaving excepted.
-func (o *ruleOrder) remove(r state.Rule, leaving map[state.Rule]bool) []ruleChange {
-	if !slices.Contains(*o, r) {
-		if slices.ContainsFunc(*o, func(present state.Rule) bool { return takes(r, present) }) {
+func (o ruleOrder) remove(r state.Rule, leaving map[state.Rule]bool) []ruleChange {
+	meant := func(present state.Rule) bool { return takes(r, present) }
+	if !slices.Contains(o[r.Priority], r) {
+		if slices.ContainsFunc(o[r.Priority], meant) {
 			// The rule is not there, and asking for its deletion would take another.
 			return nil
 		}
@@ -48,9 +62,9 @@ func (o *ruleOrder) remove(r state.Rule, leaving map[state.Rule]bool) []ruleChan
 	var changes []ruleChange
 	var taken []state.Rule
 	for {
-		i := slices.IndexFunc(*o, func(present state.Rule) bool { return takes(r, present) })
-		victim := (*o)[i]
-		*o = slices.Delete(*o, i, i+1)
+		i := slices.IndexFunc(o[r.Priority], meant)
+		victim := o[r.Priority][i]
+		o[r.Priority] = slices.Delete(o[r.Priority], i, i+1)
 		changes = append(changes, ruleChange{state.Delete, r})
 		if victim == r {
 			break
@@ -66,12 +80,8 @@ func (o *ruleOrder) remove(r state.Rule, leaving map[state.Rule]bool) []ruleChan
 }
 
 // insert puts a rule behind those of its priority, as the kernel does.
-func (o *ruleOrder) insert(r state.Rule) ruleChange {
-	i := slices.IndexFunc(*o, func(present state.Rule) bool { return present.Priority > r.Priority })
-	if i < 0 {
-		i = len(*o)
-	}
-	*o = slices.Insert(*o, i, r)
+func (o ruleOrder) insert(r state.Rule) ruleChange {
+	o[r.Priority] = append(o[r.Priority], r)
 	return ruleChange{state.Add, r}
 }
 

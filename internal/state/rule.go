@@ -193,13 +193,25 @@ func (r Rule) selector(n Names, all string) string {
 // CompareRules orders by family, priority and spelling: the order in which
 // the kernel meets them.
 func CompareRules(a, b Rule) int {
-	return cmp.Or(
+	c := cmp.Or(
 		cmp.Compare(a.Family, b.Family),
 		cmp.Compare(a.Priority, b.Priority),
 		a.From.Addr().Compare(b.From.Addr()),
 		cmp.Compare(a.From.Bits(), b.From.Bits()),
-		cmp.Compare(a.String(), b.String()),
 	)
+	if c != 0 || a == b {
+		return c
+	}
+	return cmp.Compare(a.String(), b.String())
+}
+
+// rank orders the changes of rules: those that lead packets from somewhere to other
+// rules are added after these, and deleted before.
+func (r Rule) rank() int {
+	if r.Action == Goto && r.From.IsValid() {
+		return 1
+	}
+	return 0
 }
 
 func spellPrefix(p netip.Prefix) string {

@@ -77,7 +77,8 @@ func compareObjects(a, b Object) int {
 		// On-link routes of every table come first: a gateway is looked up among them.
 		return cmp.Or(cmp.Compare(a.gateways(), b.gateways()), compareSets(a, b))
 	case Rule:
-		return CompareRules(a, b.(Rule))
+		// A goto leads to rules that stand, and goes before they do.
+		return cmp.Or(cmp.Compare(a.rank(), b.(Rule).rank()), CompareRules(a, b.(Rule)))
 	case Sysctl:
 		// accept_ra before forwarding, which would take learned gateways away.
 		return cmp.Or(cmp.Compare(a.rank(), b.(Sysctl).rank()), strings.Compare(a.Path, b.(Sysctl).Path))

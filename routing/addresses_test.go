@@ -1,0 +1,175 @@
+package routing
+
+import (
+	"encoding/binary"
+	"fmt"
+	"math/rand/v2"
+	"net/netip"
+	"slices"
+	"testing"
+
+	"github.com/sisod/sisod/internal/state"
+	"github.com/sisod/sisod/profiles"
+)
+
+// crowd is a host with two uplinks and a LAN, and an address for each interface name.
+type crowd map[netip.Addr]string
+
+// add gives an interface n addresses at random places of a network.
+func (c crowd) add(r *rand.Rand, n int, network netip.Prefix, links ...string) {
+	for range n {
+		b := network.Addr().As16()
+		at := binary.BigEndian.Uint64(b[8:])
+		free := network.Addr().BitLen() - network.Bits()
+		binary.BigEndian.PutUint64(b[8:], at|r.Uint64N(1<<min(free, 62)))
+		a := netip.AddrFrom16(b)
+		if network.Addr().Is4() {
+			a = a.Unmap()
+		}
+		c[a] = links[r.IntN(len(links))]
+	}
+}
+
+// rules are the desired rules about addresses.
+func (c crowd) desired(bits func(netip.Addr) int) state.Desired {
+	config := &profiles.Config{Settings: profiles.DefaultSettings}
+	facts := state.Facts{}
+	for i, link := range []string{"em1", "em2", "lan0"} {
+		facts.Links = append(facts.Links, state.Link{Name: link, Index: i + 1, Up: true, Carrier: true, PointToPoint: true})
+		if link != "lan0" {
+			config.Uplinks = append(config.Uplinks, profiles.Uplink{Name: link, Interface: link, Gateway: profiles.Gateway{None: true}})
+		}
+	}
+	for a, link := range c {
+		facts.Addresses = append(facts.Addresses, state.Address{Link: link, Prefix: netip.PrefixFrom(a, bits(a))})
+	}
+	d, _ := Desired(config, Assign(config, facts), facts)
+	return d
+}
+
+// ruleList is what the kernel makes of rules: by priority, and of one priority in the
+// order in which they came.
+type ruleList []state.Rule
+
+func (l ruleList) with(s state.Step) ruleList {
+	r, ok := s.Object.(state.Rule)
+	if !ok {
+		return l
+	}
+	if s.Op.Removes() {
+		i := slices.Index(l, r)
+		return slices.Delete(l, i, i+1)
+	}
+	i := slices.IndexFunc(l, func(x state.Rule) bool { return x.Priority > r.Priority })
+	if i < 0 {
+		i = len(l)
+	}
+	return slices.Insert(l, i, r)
+}
+
+// table is the one that a packet of this host from an address is led to, by the rules about
+// addresses, and how many of all rules it passes (net/core/fib_rules.c, fib_rules_lookup).
+func (l ruleList) table(a netip.Addr) (table uint32, passed int) {
+	for i := 0; i < len(l); i++ {
+		r := l[i]
+		passed++
+		if r.Family != family(a) || r.From.IsValid() && !r.From.Contains(a) || r.IIF != "" && r.IIF != "lo" || r.OIF != "" {
+			continue
+		}
+		switch {
+		case r.Action == state.Goto:
+			if to := slices.IndexFunc(l, func(x state.Rule) bool { return x.Priority == r.Target }); to >= 0 {
+				i = to - 1
+			}
+		case r.Action == state.Lookup && r.From.IsValid():
+			return r.Table, passed
+		}
+	}
+	return 0, passed
+}
+
+// While a plan is carried out, message by message, what starts from an address that was
+// there and stays leaves by its uplink; in the end all do, and what is no uplink's does not.
+func TestEveryAddressLeavesByItsUplinkAtEveryMoment(t *testing.T) {
+	for seed := range uint64(16) {
+		r := rand.New(rand.NewPCG(seed, 1))
+		network := netip.MustParsePrefix([]string{"10.0.0.0/8", "10.0.0.0/20", "10.0.0.0/24", "2001:db8::/64", "2001:db8::/118"}[r.IntN(5)])
+		single := r.IntN(2) == 0
+		bits := func(a netip.Addr) int {
+			if single {
+				return a.BitLen()
+			}
+			return network.Bits()
+		}
+		before := crowd{}
+		var list ruleList
+		observed := state.Observed{State: state.New()}
+		for step := range 6 {
+			after := crowd{}
+			for a, link := range before {
+				if r.IntN(8) > 0 {
+					after[a] = link
+				}
+			}
+			after.add(r, r.IntN(100), network, "em1", "em2")
+			after.add(r, r.IntN(40), network, "em1")
+			if r.IntN(2) == 0 {
+				after.add(r, 3, network, "lan0")
+			}
+			d := after.desired(bits)
+			number := map[string]uint32{"lan0": 0}
+			for n := range d.Names {
+				number[n.Name] = n.Number
+			}
+			for i, s := range state.Diff(observed, d).Steps {
+				list = list.with(s)
+				for a, link := range before {
+					if got, _ := list.table(a); after[a] == link && got != number[link] {
+						t.Fatalf("seed %d, step %d, after %d messages, the last about %s: from %s leads to table %d, and it is on %s", seed, step, i+1, s.Object.Spell(nil), a, got, link)
+					}
+				}
+			}
+			for a, link := range after {
+				if got, _ := list.table(a); got != number[link] {
+					t.Fatalf("seed %d, step %d: from %s leads to table %d, and it is on %s", seed, step, a, got, link)
+				}
+			}
+			before, observed = after, state.Observed{State: d.State}
+		}
+	}
+}
+
+// What a lookup passes grows with the square root of the addresses, and one more address is
+// a handful of messages.
+func TestManyAddressesCostALookupLittle(t *testing.T) {
+	r := rand.New(rand.NewPCG(1, 1))
+	for _, c := range []struct{ addresses, most int }{{30, 40}, {100, 40}, {1000, 100}, {10000, 400}} {
+		host := crowd{}
+		host.add(r, c.addresses, netip.MustParsePrefix("10.0.0.0/8"), "em1", "em2")
+		bits := func(a netip.Addr) int { return 32 }
+		d := host.desired(bits)
+		var list ruleList
+		for _, s := range state.Diff(state.Observed{State: state.New()}, d).Steps {
+			list = list.with(s)
+		}
+		most, sum := 0, 0
+		for a := range host {
+			_, n := list.table(a)
+			most, sum = max(most, n), sum+n
+		}
+		if most > c.most {
+			t.Errorf("of %d addresses: a lookup passes %d rules, and %d on average", c.addresses, most, sum/len(host))
+		}
+		changes := 0
+		for i := range 20 {
+			more := crowd{netip.MustParseAddr(fmt.Sprintf("11.%d.0.%d", i, i)): "em1"}
+			for a, link := range host {
+				more[a] = link
+			}
+			next := more.desired(bits)
+			changes += len(state.Diff(state.Observed{State: d.State}, next).Steps)
+			host, d = more, next
+		}
+		t.Logf("%5d addresses: %d rules, a lookup passes %d on average, %d at most; an address more is %.1f messages", c.addresses, len(d.Rules), sum/len(host), most, float64(changes)/20)
+	}
+}
