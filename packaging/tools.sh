@@ -1,8 +1,8 @@
 #!/bin/sh
 # Installs what tests and demo stand on, on a Debian machine, as root; with the
 # word lab or boot, what the virtual machines of these tests need besides, with
-# package, what checks the packages, and with bench, what is measured beside sisod. Does nothing, and needs no root, when
-# everything is there.
+# package, what checks the packages, and with bench, what is measured beside sisod.
+# Does nothing, and needs no root, when everything is there.
 set -eu
 
 missing=

@@ -48,7 +48,7 @@ func (b *bench) flap() error {
 				return err
 			}
 			defer n.stop()
-			for run := range 2*b.runs + 1 {
+			for run := range b.runs {
 				b.log.Printf("link flap, run %d of %d", run+1, b.runs)
 				if err := one.flapOnce(ours, d); err != nil {
 					return fmt.Errorf("sisod: %w\n%s", err, d.log)

@@ -64,8 +64,10 @@ func gatewayGoal(version string, limit float64) func(*report) (reached, bool) {
 		o, ok1 := r.median1(otherGateway+", "+version, million, onHost, ours)
 		l, ok2 := r.most(lostPackets+", "+version, million, onHost, ours)
 		f, ok3 := r.median1(otherGateway+", "+version, million, onHost, floorHop)
-		return reached{fmt.Sprintf("%s, %s lost", spell(o, seconds), digits(l)), "floor " + spell(f, seconds), "",
-			l == 0 && (limit == 0 || o <= limit)}, ok1 && ok2 && ok3
+		m, ok4 := r.median1(oneExchange+", "+version, million, onHost, floorHop)
+		return reached{fmt.Sprintf("%s, %s lost", spell(o, seconds), digits(l)),
+			fmt.Sprintf("floor %s, its message takes %s", spell(f, seconds), spell(m, seconds)), "",
+			l == 0 && (limit == 0 || o <= limit)}, ok1 && ok2 && ok3 && ok4
 	}
 }
 

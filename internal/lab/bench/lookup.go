@@ -11,8 +11,12 @@ import (
 	"github.com/sisod/sisod/internal/lab"
 )
 
-// lookups is the work of the rows about what rules cost each packet.
-const lookups = "one lookup from an address of the uplinks'"
+// Works of the rows about what rules cost each packet.
+const (
+	lookups          = "one lookup from an address of the uplinks'"
+	applyAddresses   = "first apply of addresses"
+	rulesOfAddresses = "rules of IPv4 for addresses, the kernel's three included"
+)
 
 // Ways to the same decision, beside sisod's.
 const (
@@ -26,12 +30,17 @@ var addressCounts = []int{10, 100, 1_000, 10_000}
 const perLookup = 100_000
 
 // lookup gives the uplinks addresses, half of them each, and lets the kernel look
-// for the way of a datagram from the last one: as the host is, with a rule an
-// address as one writes them by hand, and with sisod's.
+// for the way of a datagram from the last one: on a host as it is, on one with a
+// rule an address as one writes them by hand, and on one with sisod's.
 func (b *bench) lookup() error {
 	for _, n := range addressCounts {
 		b.log.Printf("lookups with %d addresses", n)
-		if err := b.onSite(func(s *site) error { return s.lookupWith(n) }); err != nil {
+		err := b.onSite(func(bare *site) error {
+			return b.onSite(func(byHand *site) error {
+				return b.onSite(func(own *site) error { return b.lookupWith(n, bare, byHand, own) })
+			})
+		})
+		if err != nil {
 			return err
 		}
 	}
@@ -49,72 +58,56 @@ func uplinkAddresses(n int) (list [2][]netip.Prefix) {
 	return list
 }
 
-func (s *site) lookupWith(n int) error {
+func (b *bench) lookupWith(n int, bare, byHand, own *site) error {
 	both := uplinkAddresses(n)
-	for i, list := range both {
-		file := filepath.Join(s.dir, "addresses")
-		if err := writeLines(file, list, fmt.Sprintf("address add %%s dev em%d", i+1)); err != nil {
-			return err
-		}
-		if _, err := s.must(s.host, "ip", "-batch", file); err != nil {
+	for _, s := range []*site{bare, byHand, own} {
+		if err := s.batches(both, "address add %%s dev em%[1]d"); err != nil {
 			return err
 		}
 	}
-	last := both[(n-1)%2][len(both[(n-1)%2])-1].Addr()
-	measure := func(program string) error {
-		k := key{lookups, n, s.where, program}
-		for range s.runs {
-			took, err := timeLookups(s.host, last)
+	for i := 1; i <= 2; i++ {
+		if _, err := b.must(byHand.host, "ip", "route", "add", "default", "via", fmt.Sprintf("10.%d.0.1", i), "table", fmt.Sprint(200+i)); err != nil {
+			return err
+		}
+	}
+	if err := byHand.batches(both, "rule add from %%s lookup 20%[1]d priority 100%[1]d"); err != nil {
+		return err
+	}
+	if err := configure(own.host, two("")); err != nil {
+		return err
+	}
+	took, err := b.must(own.host, b.sisod, "apply")
+	if err != nil {
+		return err
+	}
+	b.took(key{applyAddresses, n, b.where, ours}, took)
+	rules, err := b.lines(own.host, "-4", "rule")
+	if err != nil {
+		return err
+	}
+	b.report.add(key{rulesOfAddresses, n, b.where, ours}, count, float64(rules))
+	last := both[(n-1)%2]
+	for range b.runs {
+		for program, s := range map[string]*site{noRules: bare, eachRule: byHand, ours: own} {
+			took, err := timeLookups(s.host, last[len(last)-1].Addr())
 			if err != nil {
 				return err
 			}
-			s.took(k, took)
+			b.took(key{lookups, n, b.where, program}, took)
 		}
-		return nil
 	}
-	// Not in turns: that would be adding and removing the rules each time.
-	if err := measure(noRules); err != nil {
-		return err
-	}
-	if err := s.eachRule(both, "add"); err != nil {
-		return err
-	}
-	if err := measure(eachRule); err != nil {
-		return err
-	}
-	if err := s.eachRule(both, "del"); err != nil {
-		return err
-	}
-	if err := configure(s.host, two("")); err != nil {
-		return err
-	}
-	took, err := s.must(s.host, s.sisod, "apply")
-	if err != nil {
-		return err
-	}
-	s.took(key{"first apply of addresses", n, s.where, ours}, took)
-	rules, err := s.lines(s.host, "-4", "rule")
-	if err != nil {
-		return err
-	}
-	s.report.add(key{"rules of IPv4 for the addresses, the kernel's three included", n, s.where, ours}, count, float64(rules))
-	return measure(ours)
+	return nil
 }
 
-// eachRule adds or deletes a rule for every address, with tables as they would be.
-func (s *site) eachRule(both [2][]netip.Prefix, do string) error {
+// batches lets ip read a line for each address; format has the uplink's number.
+func (s *site) batches(both [2][]netip.Prefix, format string) error {
 	for i, list := range both {
-		file := filepath.Join(s.dir, "rules")
-		if err := writeLines(file, list, fmt.Sprintf("rule %s from %%s lookup %d priority %d", do, 201+i, 1001+i)); err != nil {
+		file := filepath.Join(s.dir, "batch")
+		if err := writeLines(file, list, fmt.Sprintf(format, i+1)); err != nil {
 			return err
 		}
 		if _, err := s.must(s.host, "ip", "-batch", file); err != nil {
 			return err
-		}
-		if do == "add" {
-			if _, err := s.must(s.host, "ip", "route", "replace", "default", "via", fmt.Sprintf("10.%d.0.1", i+1), "table", fmt.Sprint(201+i)); err != nil {
-				return err
-			}
 		}
 	}
 	return nil

@@ -108,7 +108,7 @@ func TestSamplingHearsOfSomePrefixesAndAllElse(t *testing.T) {
 // is lost.
 func TestLostPacketsAreCounted(t *testing.T) {
 	b := quiet(t)
-	s, err := b.newSegment(0)
+	s, err := b.newSegment(ipVersions[0])
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -66,18 +66,23 @@ type matrix struct {
 	work, title, sizes, where string
 	programs                  []string
 	size                      []int
+	// more is another work of sisod's that has a column.
+	more string
 }
 
 var matrices = []matrix{
-	{firstApply, "prefixes, first apply", "prefixes", onHost, []string{ours, ipBatch, floor, floorHop}, prefixSizes},
-	{reapply, "prefixes, nothing changed", "prefixes", onHost, []string{ours, ipShow}, prefixSizes},
-	{firstServices, "services × 4 from empty, VM", "services", inVM, []string{ours, restore, keepalived, floor}, serviceCounts},
-	{reservices, "services × 4, nothing changed, VM", "services", inVM, []string{ours, ipvsadmShow}, serviceCounts},
-	{lookups, "addresses on two uplinks, one lookup", "addresses", onHost, []string{ours, eachRule, noRules}, addressCounts},
+	{firstApply, "prefixes, first apply", "prefixes", onHost, []string{ours, ipBatch, floor, floorHop}, prefixSizes, ""},
+	{reapply, "prefixes, nothing changed", "prefixes", onHost, []string{ours, ipShow}, prefixSizes, ""},
+	{firstServices, "services × 4 from empty, VM", "services", inVM, []string{ours, restore, keepalived, floor}, serviceCounts, ""},
+	{reservices, "services × 4, nothing changed, VM", "services", inVM, []string{ours, ipvsadmShow}, serviceCounts, ""},
+	{lookups, "addresses on two uplinks, one lookup", "addresses", onHost, []string{ours, eachRule, noRules}, addressCounts, rulesOfAddresses},
 }
 
 func (r *report) matrix(m matrix) string {
 	rows := [][]string{append([]string{m.title}, m.programs...)}
+	if m.more != "" {
+		rows[0] = append(rows[0], "sisod's rules")
+	}
 	for _, n := range m.size {
 		row, any := []string{thousands(n)}, false
 		for _, p := range m.programs {
@@ -87,6 +92,13 @@ func (r *report) matrix(m matrix) string {
 				continue
 			}
 			row, any = append(row, spell(f.Median, f.Unit)), true
+		}
+		if m.more != "" {
+			f := r.find(key{m.more, n, m.where, ours})
+			if f == nil {
+				continue
+			}
+			row = append(row, thousands(int(f.Median)))
 		}
 		if any {
 			rows = append(rows, row)
