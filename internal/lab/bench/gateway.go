@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"net/netip"
+	"runtime"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -128,6 +129,7 @@ type segment struct {
 }
 
 func (b *bench) newSegment(v ipVersion) (s *segment, err error) {
+	runtime.GC()
 	s = &segment{ipVersion: v, lab: lab.New(b.ctx)}
 	defer func() {
 		if err != nil {

@@ -10,6 +10,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"runtime"
 	"strconv"
 	"strings"
 	"time"
@@ -34,6 +35,7 @@ const (
 
 // newSite makes a site. Its host has its default by em1 in main.
 func (b *bench) newSite() (*site, error) {
+	runtime.GC() // for what comes now, this process has none
 	s := &site{bench: b, lab: lab.New(b.ctx)}
 	hosts, err := s.lab.Hosts("host", "router")
 	if err == nil {
@@ -234,7 +236,8 @@ func memory(pid int, name string) (float64, error) {
 
 // settle waits until a process has used no time for a second.
 func (b *bench) settle(pid int) error {
-	for last := time.Duration(-1); ; {
+	last := time.Duration(-1)
+	for range 180 {
 		now, err := used(pid)
 		if err != nil {
 			return err
@@ -248,6 +251,7 @@ func (b *bench) settle(pid int) error {
 			return err
 		}
 	}
+	return fmt.Errorf("process %d has been at work for three minutes", pid)
 }
 
 // pause lets a time pass in which nothing happens.
