@@ -22,7 +22,7 @@ var rooms = map[string]struct {
 	"lvs":                  {[]string{"profiles", "internal/state"}, true},
 	"internal/golden":      {[]string{"profiles", "routing", "lvs", "internal/state"}, true},
 	"internal/kernel":      {[]string{"internal/prefix", "internal/state"}, false},
-	"internal/daemon":      {[]string{"profiles", "routing", "lvs", "internal/kernel", "internal/state"}, false},
+	"internal/daemon":      {[]string{"profiles", "routing", "lvs", "internal/kernel", "internal/prefix", "internal/state"}, false},
 	"internal/lab":         {nil, false},
 	"internal/lab/bench":   {[]string{"internal/lab"}, false},
 	"internal/lab/vm":      {nil, false},

@@ -12,6 +12,7 @@ import (
 	"slices"
 
 	"github.com/sisod/sisod/internal/kernel"
+	"github.com/sisod/sisod/internal/prefix"
 	"github.com/sisod/sisod/internal/state"
 	"github.com/sisod/sisod/lvs"
 	"github.com/sisod/sisod/profiles"
@@ -58,6 +59,7 @@ func Look(ctx context.Context, h *kernel.Host, c *profiles.Config, parts kernel.
 		Proxy:      len(c.Captures) > 0,
 		Listening:  routing.Listening(c),
 		Asking:     routing.Asking(c),
+		Expected:   expected(c),
 	}
 	if attend != nil {
 		attend(q.Interfaces, q.Tables)
@@ -83,6 +85,19 @@ func Look(ctx context.Context, h *kernel.Host, c *profiles.Config, parts kernel.
 		p.Plan.Names[number] = name
 	}
 	return p, nil
+}
+
+// expected are the lists of all uplinks.
+func expected(c *profiles.Config) []prefix.Set {
+	var list []prefix.Set
+	for _, u := range c.Uplinks {
+		for _, s := range []prefix.Set{u.Thinned.IPv4(), u.Thinned.IPv6()} {
+			if s.Len() >= state.LongSet {
+				list = append(list, s)
+			}
+		}
+	}
+	return list
 }
 
 // named are the families of interfaces that need no gateway to be learned.

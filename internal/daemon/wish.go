@@ -111,4 +111,6 @@ func (l *loop) keep() {
 	if err := (lastGood{l.StateDir}).keep(l.config, l.ConfigDir); err != nil {
 		l.Log.Warn("keep last good configuration", "error", err)
 	}
+	// So do a long list's comparison with the kernel, and the copy's check.
+	debug.FreeOSMemory()
 }

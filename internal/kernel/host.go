@@ -11,6 +11,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"github.com/sisod/sisod/internal/prefix"
 	"github.com/sisod/sisod/internal/state"
 )
 
@@ -139,6 +140,9 @@ type Query struct {
 	Everywhere bool
 	// Sweep looks for routes of sisod's in every table of the kernel, not only in Tables.
 	Sweep bool
+	// Expected are long sets of one family each that routes are likely to lead to.
+	// What is found to be one of them shares its memory.
+	Expected []prefix.Set
 	// IPVS asks for the kernel's balancer, which loads it. What is sisod's in it
 	// is read in any case.
 	IPVS bool

@@ -20,7 +20,7 @@ func (h *Host) Read(ctx context.Context, q Query, parts Parts) (Snapshot, error)
 	h.stale |= parts | h.asked(q)
 	h.query = Query{
 		Interfaces: slices.Clone(q.Interfaces), Tables: slices.Clone(q.Tables), Sysctls: slices.Clone(q.Sysctls),
-		Window: q.Window, Named: slices.Clone(q.Named), Everywhere: q.Everywhere, Sweep: q.Sweep, IPVS: q.IPVS,
+		Window: q.Window, Named: slices.Clone(q.Named), Everywhere: q.Everywhere, Sweep: q.Sweep, IPVS: q.IPVS, Expected: slices.Clone(q.Expected),
 		NFT: q.NFT, Proxy: q.Proxy, MarkMask: q.MarkMask, Listening: slices.Clone(q.Listening), Asking: slices.Clone(q.Asking),
 	}
 	h.unnamed = map[int]bool{}
@@ -322,9 +322,9 @@ func (h *Host) noteRoutes() {
 func (h *Host) readTable(filter routeFilter, known ...uint32) (own state.Routes, foreign []state.Route, err error) {
 	var (
 		way      state.Way
-		dsts     *prefix.Builder // of the way; nil: the route before was somebody else's, or known
-		keep     bool            // the route before is to be kept
-		gathered = map[state.Way]*prefix.Builder{}
+		dsts     *prefix.Recall // of the way; nil: the route before was somebody else's, or known
+		keep     bool           // the route before is to be kept
+		gathered = map[state.Way]*prefix.Recall{}
 	)
 	filter.restart = func() { clear(gathered); foreign, dsts, keep = nil, nil, false }
 	filter.another = func(dst netip.Prefix) {
@@ -343,7 +343,7 @@ func (h *Host) readTable(filter routeFilter, known ...uint32) (own state.Routes,
 			foreign = append(foreign, r.Route)
 		default:
 			if dsts = gathered[way]; dsts == nil {
-				dsts = &prefix.Builder{}
+				dsts = prefix.Expect(h.expected(r.Dst))
 				gathered[way] = dsts
 			}
 			dsts.Add(r.Dst)
@@ -358,6 +358,17 @@ func (h *Host) readTable(filter routeFilter, known ...uint32) (own state.Routes,
 		own[w] = b.Set()
 	}
 	return own, foreign, nil
+}
+
+// expected is the set whose prefixes the routes of a way lead to, as it seems by
+// the first of them.
+func (h *Host) expected(first netip.Prefix) prefix.Set {
+	for _, s := range h.query.Expected {
+		if s.Has(first) {
+			return s
+		}
+	}
+	return prefix.Set{}
 }
 
 func (h *Host) readValues() error {
