@@ -28,9 +28,7 @@ func Add(d *state.Desired, c *profiles.Config, tables map[string]uint32, f state
 	for i := range c.RealServers {
 		b.realServer(&c.RealServers[i])
 	}
-	for _, r := range b.returns {
-		b.roomyReturn(r.role, r.vip)
-	}
+	b.roomyReturns()
 	for i := range c.Directors {
 		b.director(&c.Directors[i])
 	}
@@ -64,12 +62,6 @@ type builder struct {
 	limits map[state.ServiceKey]time.Duration
 	// returns are worked out when all roles have said which links they bring up.
 	returns []returnPath
-}
-
-// returnPath is the way of a tunnelled VIP's replies.
-type returnPath struct {
-	role *profiles.RealServer
-	vip  profiles.At[netip.Addr]
 }
 
 // Paths of sysctls that are not an interface's.

@@ -35,10 +35,14 @@ func (b *builder) fullNATs() {
 				continue
 			}
 			for _, match := range b.firstPackets(d, f) {
-				packets.Translate = append(packets.Translate, takeTurns(match, pool)...)
+				for _, rule := range takeTurns(match, pool) {
+					packets.Translate = append(packets.Translate, b.Ask(d.Pos.Short(), rule))
+				}
 			}
 		}
-		packets.Forwarded = append(packets.Forwarded, b.clamps(d)...)
+		for _, rule := range b.clamps(d) {
+			packets.Forwarded = append(packets.Forwarded, b.Ask(d.Pos.Short(), rule))
+		}
 		b.capacity(d)
 	}
 	// Services of every port come last: others of the VIP are not theirs.

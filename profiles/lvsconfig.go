@@ -99,14 +99,19 @@ type Sync struct {
 }
 
 // Table is the name of the routing table of the real server's return path, or
-// "" when it needs none: the way back through the director (nat), or one with
-// room for the tunnel (tun) or the client's address (fullnat).
+// "" when it needs none: the way back through the director (nat), the uplink's
+// with room for the tunnel (tun), or one with room for the client's address
+// (fullnat).
 func (r RealServer) Table() string {
-	if r.Mode == DR {
+	if r.Mode == DR || r.AsMain() {
 		return ""
 	}
 	return realServerTable + r.Name
 }
+
+// AsMain reports whether replies of a tunnelled VIP go as main decides, and are
+// told by sisod's table of nftables to leave room for the tunnel.
+func (r RealServer) AsMain() bool { return r.Mode == Tun && r.Uplink.Value == "" }
 
 // VIPs are the VIPs of all roles: addresses that are no source for anything else.
 func (c *Config) VIPs() []netip.Addr {
@@ -145,10 +150,10 @@ func (c *Config) ForwardsIPv6() bool {
 }
 
 // FollowsMain reports whether a return path is to be as main has it, on
-// whatever interface: that of a tun or fullnat real server without an uplink.
+// whatever interface: that of a fullnat real server without an uplink.
 func (c *Config) FollowsMain() bool {
 	for _, r := range c.RealServers {
-		if (r.Mode == Tun || r.Mode == FullNAT) && r.Uplink.Value == "" {
+		if r.Mode == FullNAT && r.Uplink.Value == "" {
 			return true
 		}
 	}

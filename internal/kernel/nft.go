@@ -332,6 +332,12 @@ func nftExpressions(s state.NFStatement) ([]expr.Any, error) {
 			&expr.Payload{DestRegister: nftRegister, Base: expr.PayloadBaseTransportHeader, Offset: 2, Len: 2},
 			equal(false, port(s.Port)),
 		}, nil
+	case state.NFSource:
+		p := &expr.Payload{DestRegister: nftRegister, Base: expr.PayloadBaseNetworkHeader, Offset: 12, Len: 4}
+		if s.Addr.Is6() {
+			p.Offset, p.Len = 8, 16
+		}
+		return []expr.Any{meta(expr.MetaKeyNFPROTO), equal(false, []byte{nfprotoOf(s.Addr)}), p, equal(false, s.Addr.AsSlice())}, nil
 	case state.NFForeignSource:
 		return []expr.Any{&expr.Fib{Register: nftRegister, ResultADDRTYPE: true, FlagSADDR: true}, equal(true, native(unix.RTN_LOCAL))}, nil
 	case state.NFDestination:
@@ -400,6 +406,7 @@ func nftExpressions(s state.NFStatement) ([]expr.Any, error) {
 	case state.NFSynAck:
 		const synAck = 0x12
 		return []expr.Any{
+			meta(expr.MetaKeyL4PROTO), equal(false, []byte{unix.IPPROTO_TCP}),
 			&expr.Payload{DestRegister: nftRegister, Base: expr.PayloadBaseTransportHeader, Offset: 13, Len: 1},
 			&expr.Bitwise{SourceRegister: nftRegister, DestRegister: nftRegister, Len: 1, Mask: []byte{synAck}, Xor: []byte{0}},
 			equal(false, []byte{synAck}),

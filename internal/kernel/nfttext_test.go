@@ -23,6 +23,10 @@ func TestTableOfPacketsIsReadAsWrittenAndSpelledAsNftDoes(t *testing.T) {
 		{Name: "forwarded", Type: "filter", Hook: "forward", Priority: state.PriorityMangle, Rules: []state.NFRule{
 			{state.NFDirection{Reply: true}, state.NFOriginal{Protocol: 6, Addr: a4, Port: 80}, state.NFSynAck{}, state.NFMaxSegment{Size: 1452}},
 		}},
+		{Name: "outgoing", Type: "filter", Hook: "postrouting", Priority: state.PriorityMangle, Rules: []state.NFRule{
+			{state.NFSource{Addr: a4}, state.NFSynAck{}, state.NFMaxSegment{Size: 1440}},
+			{state.NFSource{Addr: a6}, state.NFSynAck{}, state.NFInterface{Out: true, Name: "eth1"}, state.NFMaxSegment{Size: 1400}},
+		}},
 		{Name: "translate", Type: "nat", Hook: "postrouting", Priority: state.PrioritySource, Rules: []state.NFRule{
 			{state.NFOriginal{Protocol: 6, Addr: a4, Port: 443}, state.NFAccept{}},
 			{state.NFOriginal{Protocol: 6, Addr: a4}, state.NFTurn{Of: 2}, state.NFSourceNAT{Addr: a4}},

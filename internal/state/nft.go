@@ -227,6 +227,8 @@ type (
 		Protocol uint8
 		Port     uint16
 	}
+	// NFSource matches packets from an address.
+	NFSource struct{ Addr netip.Addr }
 	// NFForeignSource matches packets whose source is no address of the host.
 	NFForeignSource struct{}
 	// NFDestination matches packets to a kind of address: "local", "unicast" …
@@ -281,6 +283,7 @@ func (NFSetMark) nfStatement()           {}
 func (NFFamily) nfStatement()            {}
 func (NFTransport) nfStatement()         {}
 func (NFDestinationPort) nfStatement()   {}
+func (NFSource) nfStatement()            {}
 func (NFForeignSource) nfStatement()     {}
 func (NFDestination) nfStatement()       {}
 func (NFTransparentSocket) nfStatement() {}
@@ -355,6 +358,10 @@ func (s NFTransport) String() string { return "meta l4proto " + spellIPProto(s.P
 
 func (s NFDestinationPort) String() string {
 	return fmt.Sprintf("%s dport %d", spellIPProto(s.Protocol), s.Port)
+}
+
+func (s NFSource) String() string {
+	return fmt.Sprintf("%s saddr %s", nfFamily(familyOf(s.Addr)), s.Addr)
 }
 
 func (NFForeignSource) String() string { return "fib saddr type != local" }
