@@ -281,3 +281,44 @@ func TestNexthopsAreRepairedAndGivenBack(t *testing.T) {
 		t.Errorf("nexthop_compat_mode is %s, was %s", now, found)
 	}
 }
+
+// Something more urgent is done while a very long list is being written.
+func TestALongListGivesWay(t *testing.T) {
+	t.Parallel()
+	h, _ := longHost(t)
+	const n = 250_000
+	var list strings.Builder
+	for i := range n {
+		fmt.Fprintf(&list, "%d.%d.%d.0/24\n", 11+i>>16, i>>8&255, i&255)
+	}
+	writeProfile(t, h, "cn.zone", list.String())
+	count := func() int {
+		return strings.Count(ip(t, h, "route", "show", "table", "destinations"), "nhid "+nexthop4)
+	}
+	startDaemon(t, h)
+	var there int
+	patiently(t, func() error {
+		// The table has its name before it has routes.
+		names := run(t, h, "sh", "-c", "cat /etc/iproute2/rt_tables.d/*.conf || true")
+		if !strings.Contains(names, "destinations") {
+			return errors.New("the table has no name yet")
+		}
+		if !strings.Contains(run(t, h, "sh", "-c", "ip route show table destinations | head -5"), "nhid") {
+			return errors.New("nothing is written")
+		}
+		return nil
+	})
+	ip(t, h, "rule", "del", "from", "198.51.100.2", "proto", "115")
+	shows(t, h, "rule", "from 198.51.100.2 lookup isp2 proto 115")
+	if there = count(); there >= n {
+		t.Errorf("the rule came back when all %d prefixes were written", there)
+	}
+	patiently(t, func() error {
+		if there = count(); there != n {
+			return fmt.Errorf("%d of %d prefixes are written", there, n)
+		}
+		return nil
+	})
+	settled(t, h)
+	shows(t, h, "rule", "lookup destinations proto 115")
+}

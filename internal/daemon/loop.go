@@ -41,6 +41,7 @@ type loop struct {
 	hup    <-chan os.Signal
 	alive  <-chan time.Time // due signs of life
 	kept   bool             // the configuration in force is the last good one by now
+	left   bool             // the last pass gave way to something more urgent
 	looks  bool             // the timer for the next look at what is silent is set
 
 	config *profiles.Config // nil: nothing ever loaded, so nothing is touched
@@ -77,6 +78,9 @@ func (l *loop) run(ctx context.Context) {
 	l.pending.pull(kernel.AllParts, "start")
 	l.pending.sweep, l.pending.facts = true, true
 	l.again(retry, l.pass(ctx))
+	for l.left && ctx.Err() == nil {
+		l.again(retry, l.pass(ctx))
+	}
 	l.notify(daemon.SdNotifyReady)
 	l.lookAgain(silent)
 	l.again(news, l.news.next())
@@ -103,7 +107,7 @@ func (l *loop) run(ctx context.Context) {
 			if e.Parts == 0 {
 				continue
 			}
-			l.pending.event(e, l.Host.Expires(e))
+			l.hear(e)
 			now := time.Now()
 			follows := now.Sub(active) < gatherQuiet
 			active = now
@@ -168,13 +172,13 @@ func (l *loop) run(ctx context.Context) {
 			l.notify(daemon.SdNotifyWatchdog)
 			continue
 		}
-		if !l.pending.pulled() {
+		if !l.pending.pulled() && !l.left {
 			continue
 		}
 		if l.pending.reload {
 			l.reload()
 		}
-		if l.pending.parts != 0 {
+		if l.pending.parts != 0 || l.left {
 			l.again(retry, l.pass(ctx))
 		} else {
 			l.pending = trigger{}
@@ -183,6 +187,9 @@ func (l *loop) run(ctx context.Context) {
 			l.notify(daemon.SdNotifyReady)
 		}
 		active = time.Now()
+		if l.left {
+			gather.Reset(0) // what is more urgent has waited already
+		}
 		l.lookAgain(silent)
 		l.again(news, l.news.next())
 	}
@@ -195,6 +202,11 @@ func (l *loop) lookAgain(silent *time.Timer) {
 		silent.Reset(silentLook)
 		l.looks = true
 	}
+}
+
+// hear pulls the trigger for an event of the kernel.
+func (l *loop) hear(e kernel.Event) {
+	l.pending.event(e, l.Host.Expires(e))
 }
 
 // changed pulls the trigger for a change of files.

@@ -120,6 +120,12 @@ func named(c *profiles.Config) []kernel.LinkFamily {
 // Apply remembers the gateways in use and what drains, and applies the plan of a pass. report
 // is told what became of each step.
 func (p Pass) Apply(ctx context.Context, h *kernel.Host, report func(kernel.Outcome)) ([]kernel.Outcome, error) {
+	return p.applyUntil(ctx, h, report, nil)
+}
+
+// applyUntil is Apply, which leaves the rest when pressing says, in the middle of a long
+// set of routes, that something more urgent has come up.
+func (p Pass) applyUntil(ctx context.Context, h *kernel.Host, report func(kernel.Outcome), pressing func() bool) ([]kernel.Outcome, error) {
 	if !maps.Equal(p.Desired.Known, p.Facts.Known) {
 		if err := h.Remember(p.Desired.Known); err != nil {
 			return nil, fmt.Errorf("record gateways: %w", err)
@@ -136,7 +142,7 @@ func (p Pass) Apply(ctx context.Context, h *kernel.Host, report func(kernel.Outc
 	if p.Plan.Empty() {
 		return nil, nil
 	}
-	return h.Apply(ctx, p.Plan, report), nil
+	return h.ApplyUntil(ctx, p.Plan, report, pressing), nil
 }
 
 // Flush plans to give the host back: nothing of sisod's, all values as found.

@@ -32,6 +32,10 @@ func (l *loop) attend(interfaces []string, tables []uint32) {
 // the next pass is due that no event asks for; the zero time is never.
 func (l *loop) pass(ctx context.Context) time.Time {
 	t := l.pending.take()
+	if l.left && len(t.reasons) == 0 {
+		t.reasons = []string{"what was left"}
+	}
+	l.left = false
 	if l.stream == nil {
 		if err := l.listenAgain(ctx); err != nil {
 			return l.failed("listen to kernel events", t, err)
@@ -97,13 +101,14 @@ func (l *loop) carryOut(ctx context.Context, p Pass, t trigger) time.Time {
 	p.Plan.Steps = steps
 
 	a := account{loop: l, names: p.Plan.Names, reason: strings.Join(t.reasons, ", "), repairs: repairs, told: map[string]bool{}, missing: map[stepKey]bool{}}
-	outcomes, err := p.Apply(ctx, l.Host, func(o kernel.Outcome) {
+	outcomes, err := p.applyUntil(ctx, l.Host, func(o kernel.Outcome) {
 		l.breathe()
 		// What SIGTERM cut off is no failure.
 		if o.Done() || ctx.Err() == nil {
 			a.enter(o)
 		}
-	})
+		l.left = l.left || o.Held == kernel.GaveWay
+	}, l.pressing)
 	if err != nil {
 		return l.failed("apply", t, err)
 	}
@@ -135,6 +140,26 @@ func (l *loop) carryOut(ctx context.Context, p Pass, t trigger) time.Time {
 		next = earliest(next, now.Add(p.Desired.Recheck))
 	}
 	return next
+}
+
+// pressing takes in the events that have come during a pass. Whatever they are about,
+// it may be done in milliseconds, and what the pass is at takes seconds.
+func (l *loop) pressing() bool {
+	l.breathe()
+	for l.stream != nil {
+		select {
+		case e, open := <-l.stream:
+			if open {
+				l.hear(e)
+			} else {
+				l.deaf()
+			}
+			continue
+		default:
+		}
+		break
+	}
+	return l.pending.pulled() || len(l.hup) > 0 || len(l.watch.changed) > 0
 }
 
 // announce tells neighbours again of VIPs that a pass has brought into force, and

@@ -30,6 +30,9 @@ func (a *account) enter(o kernel.Outcome) {
 	switch {
 	case o.Err != nil:
 		a.enterFailure(o.Step, o.Err.Error(), true)
+	case o.Held == kernel.GaveWay:
+		// The next pass is about to begin, and goes on with it.
+		a.missing[keyOf(o.Step)] = true
 	case o.Held != "":
 		a.enterFailure(o.Step, o.Held, false)
 	default:

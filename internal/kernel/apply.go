@@ -19,13 +19,23 @@ const stopped = "stopped"
 // tried but those that state.Undone holds. After the end of ctx what was sent is
 // completed and the rest is held. An empty plan sends nothing.
 func (h *Host) Apply(ctx context.Context, p state.Plan, report func(Outcome)) []Outcome {
+	return h.ApplyUntil(ctx, p, report, nil)
+}
+
+// GaveWay is why a step was left in the middle, or not tried: something more urgent
+// has come up.
+const GaveWay = "gives way to something more urgent"
+
+// ApplyUntil is Apply, which asks between slices of a long set of routes whether
+// something more urgent has come up, and then leaves the rest of the plan.
+func (h *Host) ApplyUntil(ctx context.Context, p state.Plan, report func(Outcome), pressing func() bool) []Outcome {
 	if report == nil {
 		report = func(Outcome) {}
 	}
 	a := &application{
-		host: h, plan: p, report: report,
+		host: h, plan: p, report: report, pressing: pressing,
 		outcomes: make([]Outcome, len(p.Steps)),
-		order:    h.ruleOrders(), withdrawn: map[uint32]bool{},
+		order:    h.ruleOrders(), withdrawn: map[uint32]bool{}, written: map[tableOf]*written{},
 	}
 	for start := 0; start < len(p.Steps); {
 		end := start + 1
@@ -35,6 +45,7 @@ func (h *Host) Apply(ctx context.Context, p state.Plan, report func(Outcome)) []
 		a.run(ctx, start, end)
 		start = end
 	}
+	h.noteWritten(a.written)
 	return a.outcomes
 }
 
@@ -48,12 +59,26 @@ type application struct {
 	host     *Host
 	plan     state.Plan
 	report   func(Outcome)
+	pressing func() bool // nil: nothing ever is
+	gaveWay  bool
 	outcomes []Outcome
 	undone   state.Undone
 	// withdrawn are the nexthops that are gone: so are the routes by them.
 	withdrawn map[uint32]bool
+	written   map[tableOf]*written
 	// order is nil when the rules are not known as they are now.
 	order map[state.Family]ruleOrder
+}
+
+// ceased is why nothing more is done, "" while it is.
+func (a *application) ceased(ctx context.Context) string {
+	switch {
+	case a.gaveWay:
+		return GaveWay
+	case ctx.Err() != nil:
+		return stopped
+	}
+	return ""
 }
 
 // settle notes and reports the outcome of a step.
@@ -71,9 +96,9 @@ func (a *application) settle(i int, held string, err error) {
 
 // run applies the steps from start to before end, which are of one kind and operation.
 func (a *application) run(ctx context.Context, start, end int) {
-	if ctx.Err() != nil {
+	if why := a.ceased(ctx); why != "" {
 		for i := start; i < end; i++ {
-			a.settle(i, stopped, nil)
+			a.settle(i, why, nil)
 		}
 		return
 	}
@@ -81,7 +106,6 @@ func (a *application) run(ctx context.Context, start, end int) {
 	var places []int
 	switch a.plan.Steps[start].Object.Kind() {
 	case state.KindRoute:
-		a.host.expireWritten(a.plan.Steps[start:end])
 		a.routes(ctx, start, end)
 		return
 	case state.KindRule:

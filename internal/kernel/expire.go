@@ -79,16 +79,6 @@ func (h *Host) expireNexthops(steps []state.Step) {
 	}
 }
 
-// expireWritten has the next Read look again at the tables that steps write to.
-func (h *Host) expireWritten(steps []state.Step) {
-	for _, s := range steps {
-		if set, ok := s.Object.(state.RouteSet); ok {
-			h.lost = append(h.lost, extent{family: set.Family, table: set.Table})
-		}
-	}
-	h.stale |= PartExpired
-}
-
 // expireMoved marks what a change of links or addresses, from those of the
 // snapshot to those that were read now, may have changed elsewhere.
 //

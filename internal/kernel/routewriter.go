@@ -11,6 +11,10 @@ import (
 	"github.com/sisod/sisod/internal/state"
 )
 
+// slice is how many routes are written between two questions whether something more
+// urgent has come up: some fifty milliseconds' work.
+const slice = 8192
+
 // routes applies steps about route sets. Small sets share a batch, a long one
 // is sent batch by batch, so that memory does not grow with it.
 func (a *application) routes(ctx context.Context, start, end int) {
@@ -18,34 +22,41 @@ func (a *application) routes(ctx context.Context, start, end int) {
 	for i := start; i < end; i++ {
 		step := a.plan.Steps[i]
 		set := step.Object.(state.RouteSet)
-		if ctx.Err() != nil {
-			w.flush()
-			a.settle(i, stopped, nil)
-			w.next = i + 1
+		if why := a.ceased(ctx); why != "" {
+			w.skip(i, why)
 			continue
 		}
 		if held := a.holds(i); held != "" {
-			w.flush()
-			a.settle(i, held, nil)
-			w.next = i + 1
+			w.skip(i, held)
 			continue
 		}
 		if step.Op.Removes() && a.withdrawn[set.Nexthop] {
 			w.flush()
-			a.settle(i, "", nil)
+			w.conclude(i, "", set.Dsts.Len())
 			w.next = i + 1
 			continue
 		}
-		sent := 0
+		sent, asked := 0, 0
 		for dst := range set.Dsts.All() {
 			if w.full() {
 				w.flush()
 				if ctx.Err() != nil {
 					break
 				}
+				if sent >= asked+slice && a.pressing != nil {
+					asked = sent
+					if a.gaveWay = a.pressing(); a.gaveWay {
+						break
+					}
+				}
 			}
 			w.put(i, set, dst)
 			sent++
+		}
+		if sent < set.Dsts.Len() && a.gaveWay {
+			w.conclude(i, GaveWay, sent)
+			w.next = i + 1
+			continue
 		}
 		if sent < set.Dsts.Len() {
 			if sent == 0 {
@@ -163,20 +174,37 @@ func (w *routeWriter) flush() {
 	w.batch.reset()
 	w.entries = w.entries[:0]
 	for ; w.next < w.done; w.next++ {
-		w.settleRoutes(w.next)
+		w.conclude(w.next, "", w.plan.Steps[w.next].Object.(state.RouteSet).Dsts.Len())
 	}
 }
 
-func (w *routeWriter) settleRoutes(i int) {
+// skip settles a step that is not tried.
+func (w *routeWriter) skip(i int, why string) {
+	w.flush()
+	w.settle(i, why, nil)
+	w.next = i + 1
+}
+
+// conclude settles a step of which so many routes were sent, or are gone by themselves.
+func (w *routeWriter) conclude(i int, held string, sent int) {
+	w.settle(i, held, w.failed(i))
+	set := w.plan.Steps[i].Object.(state.RouteSet)
+	at := tableOf{set.Family, set.Table}
+	if w.written[at] == nil {
+		w.written[at] = &written{}
+	}
+	w.written[at].note(w.outcomes[i], sent)
+}
+
+// failed is what failed of a step, nil when nothing did.
+func (w *routeWriter) failed(i int) error {
 	step := w.plan.Steps[i]
-	set := step.Object.(state.RouteSet)
 	f := w.failures[i]
 	if f == nil {
-		w.settle(i, "", nil)
-		return
+		return nil
 	}
 	delete(w.failures, i)
-	w.settle(i, "", f.join(w.application, step.Op, set))
+	return f.join(w.application, step.Op, step.Object.(state.RouteSet))
 }
 
 func (w *routeWriter) failuresOf(step int) *routeFailures {

@@ -91,6 +91,12 @@ func (s Set) At(i int) netip.Prefix {
 	return s.v6[i-len(s.v4)].prefix()
 }
 
+// First is the set of the first n prefixes.
+func (s Set) First(n int) Set {
+	n4 := min(n, len(s.v4))
+	return Set{s.v4[:n4:n4], s.v6[: n-n4 : n-n4]}
+}
+
 // All lists the prefixes in their order.
 func (s Set) All() iter.Seq[netip.Prefix] {
 	return func(yield func(netip.Prefix) bool) {
