@@ -19,6 +19,12 @@ const maxListErrors = 10
 // maxListLine is the longest line of a list, in bytes.
 const maxListLine = 4096
 
+// sampled is how many lines tell how many prefixes a whole list holds.
+const sampled = 1000
+
+// sampledMost is the most of a file, in bytes, that room is made for ahead.
+const sampledMost = 64 << 20
+
 // listFile reads the file of an entry "@name". A relative name is looked for
 // beside the profile.
 func (b *builder) listFile(e *node, name string, u *Uplink, list *PrefixList) {
@@ -35,7 +41,7 @@ func (b *builder) listFile(e *node, name string, u *Uplink, list *PrefixList) {
 		e.bad(fmt.Sprintf("the list %s is in `to` of uplink %s already, at %s", list.File, o.uplink, o.at), twice(o, u, oneUplink))
 		return
 	}
-	f, _, bad := b.loader.open(list.File)
+	f, size, bad := b.loader.open(list.File)
 	if bad != nil {
 		hint := bad.hint
 		if hint == "" && !filepath.IsAbs(name) {
@@ -49,7 +55,7 @@ func (b *builder) listFile(e *node, name string, u *Uplink, list *PrefixList) {
 		list.Prefixes = known.Prefixes
 		return
 	}
-	s := &listScanner{path: list.File, to: toHint(u.Name)}
+	s := &listScanner{path: list.File, to: toHint(u.Name), size: size}
 	if err := s.read(f); err != nil {
 		e.bad(fmt.Sprintf("%s: %v", list.File, err), "")
 		return
@@ -65,6 +71,8 @@ func (b *builder) listFile(e *node, name string, u *Uplink, list *PrefixList) {
 type listScanner struct {
 	path    string
 	to      string // the hint for a default route
+	size    int64  // of the file, in bytes
+	taken   int64  // bytes of it
 	line    int
 	errs    Errors
 	more    int      // bad lines beyond those in errs
@@ -104,6 +112,10 @@ func (s *listScanner) read(r io.Reader) error {
 
 // take reads one line.
 func (s *listScanner) take(line []byte) {
+	if s.taken += int64(len(line)); s.line == sampled {
+		// What is in one piece from the beginning is not copied while it grows.
+		s.found.Grow(float64(min(s.size, sampledMost)) / float64(s.taken) * 1.05)
+	}
 	if s.line == 1 {
 		line = bytes.TrimPrefix(line, []byte("\xef\xbb\xbf"))
 	}

@@ -76,6 +76,12 @@ func (b *Builder) AddIPv4(address uint32, bits uint8) {
 	b.v4.add(narrow(address)<<8|narrow(bits), compare4)
 }
 
+// Grow makes room for a number of times as many prefixes as have been taken.
+func (b *Builder) Grow(times float64) {
+	b.v4.list = slices.Grow(b.v4.list, int(float64(len(b.v4.list))*max(0, times-1)))
+	b.v6.list = slices.Grow(b.v6.list, int(float64(len(b.v6.list))*max(0, times-1)))
+}
+
 // Len is the number of prefixes that were taken, with what is double among them.
 func (b *Builder) Len() int { return len(b.v4.list) + len(b.v6.list) }
 

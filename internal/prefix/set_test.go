@@ -80,6 +80,7 @@ func TestSetsAreWhatTheModelSays(t *testing.T) {
 
 func TestListsThatAreSortedAlmostAreSorted(t *testing.T) {
 	var b Builder
+	b.Grow(9)
 	m := model{}
 	// As the kernel lists them: by address, the longest first.
 	for i := range 300 {
@@ -88,6 +89,10 @@ func TestListsThatAreSortedAlmostAreSorted(t *testing.T) {
 			m[p] = true
 			b.Add(p)
 			b.Add(p)
+		}
+		if i == 10 {
+			b.Grow(2.5)
+			b.Grow(0.5)
 		}
 	}
 	m.check(t, "the set", b.Set())
