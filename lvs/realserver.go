@@ -2,7 +2,9 @@ package lvs
 
 import (
 	"cmp"
+	"fmt"
 	"net/netip"
+	"slices"
 
 	"github.com/sisod/sisod/internal/state"
 	"github.com/sisod/sisod/profiles"
@@ -48,6 +50,11 @@ func (b *builder) tunnelled(r *profiles.RealServer) {
 			b.up(d.Name, origin)
 		}
 		b.silence(v.Value, origin)
+		on := make([]string, 0, len(devices))
+		for _, d := range devices {
+			on = append(on, d.Name)
+		}
+		b.elsewhere(r, v, on...)
 		for i, d := range devices {
 			// A device without an IPv4 address lets nothing in, however loose its
 			// filter (net/ipv4/fib_frontend.c, __fib_validate_source).
@@ -70,13 +77,14 @@ func (b *builder) direct(r *profiles.RealServer) {
 		if link != "lo" {
 			b.up(link, origin)
 			d := state.Device{Name: link, Type: "dummy"}
-			if l, there := b.link(link); b.observed.Devices[d] || !there {
+			if b.observed.Devices[d] || !b.isThere(link) {
 				b.device(d, origin)
-			} else if !l.NoARP && !l.PointToPoint && !b.quiet() {
+			} else if b.answers(link, v.Value) {
 				b.problem(subject(r), r.Pos, "interface %s has neighbours, who find the VIP %s there and go past the director; leave the key interface out, or name a dummy interface of your own", link, v.Value)
 			}
 		}
 		b.silence(v.Value, origin)
+		b.elsewhere(r, v, link)
 		b.vip(link, v.Value, v.Pos.Short())
 		if r.Uplink.Value == "" {
 			continue
@@ -87,6 +95,35 @@ func (b *builder) direct(r *profiles.RealServer) {
 			continue
 		}
 		b.fromVIP(v.Value, table, v.Pos.Short())
+	}
+}
+
+// hasNeighbours reports whether somebody on a link may ask for addresses. A
+// tunnel has none, and what is not there neither.
+func (b *builder) hasNeighbours(link string) bool {
+	l, there := b.link(link)
+	return there && !l.Loopback && !l.NoARP && !l.PointToPoint
+}
+
+// answers reports whether neighbours on a link are told of an address there.
+// Silence counts for IPv4 alone: neighbour discovery answers for every address
+// of the link (net/ipv6/ndisc.c).
+func (b *builder) answers(link string, a netip.Addr) bool {
+	return b.hasNeighbours(link) && !(a.Is4() && b.quiet())
+}
+
+// elsewhere tells when a VIP stands on an interface with neighbours as well:
+// they are answered for it there, whatever is silenced.
+func (b *builder) elsewhere(r *profiles.RealServer, v profiles.At[netip.Addr], but ...string) {
+	for _, a := range b.facts.Addresses {
+		if a.Prefix.Addr() != v.Value || slices.Contains(but, a.Link) || b.observed.VIPs[state.VIP{Link: a.Link, Addr: v.Value}] || !b.answers(a.Link, v.Value) {
+			continue
+		}
+		cure := fmt.Sprintf("take it away there: ip address del %s dev %s", a.Prefix, a.Link)
+		if !a.Secondary && !a.Prefix.IsSingleIP() {
+			cure = "if this is the host's own address there, the VIP is another one; if not, " + cure
+		}
+		b.problem(subject(r), v.Pos, "VIP %s stands on %s as well, and neighbours find it there and go past the director; %s", v.Value, a.Link, cure)
 	}
 }
 

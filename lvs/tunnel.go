@@ -13,21 +13,6 @@ import (
 	"github.com/sisod/sisod/profiles"
 )
 
-// fallback is the device that takes a tunnel's packets from anybody.
-func fallback(kind string, inner state.Family, outer state.Family) string {
-	switch {
-	case kind == "gre" && outer == state.IPv6:
-		return "ip6gre0"
-	case kind == "gre":
-		return "gre0"
-	case outer == state.IPv6:
-		return "ip6tnl0"
-	case inner == state.IPv6:
-		return "sit0"
-	}
-	return "tunl0"
-}
-
 var deviceTypes = map[string]string{"tunl0": "ipip", "gre0": "gre", "ip6tnl0": "ip6tnl", "sit0": "sit", "ip6gre0": "ip6gre"}
 
 // tunnels are the devices that decapsulate a VIP's packets: the module's own,
@@ -36,11 +21,14 @@ var deviceTypes = map[string]string{"tunl0": "ipip", "gre0": "gre", "ip6tnl0": "
 func (b *builder) tunnels(r *profiles.RealServer, vip netip.Addr) []state.Device {
 	var out []state.Device
 	if len(r.Directors) == 0 {
-		name := cmp.Or(r.Interface, fallback(r.Tunnel.Kind, family(vip), family(vip)))
+		name := cmp.Or(r.Interface, r.Tunnel.Device(vip, vip))
 		kind, known := deviceTypes[name]
 		switch {
 		case known:
 			out = append(out, state.Device{Name: name, Type: kind})
+		case b.hasNeighbours(name):
+			b.problem(subject(r), r.Pos, "interface %s takes nothing out of a tunnel, and has neighbours who find the VIP %s there and go past the director; leave the key interface out, and the tunnel's own device is taken", name, vip)
+			return nil
 		case b.isThere(name):
 			out = append(out, state.Device{Name: name})
 		default:
@@ -49,19 +37,24 @@ func (b *builder) tunnels(r *profiles.RealServer, vip netip.Addr) []state.Device
 		}
 	}
 	for i, d := range r.Directors {
-		shared := fallback(r.Tunnel.Kind, family(vip), family(d.Value))
+		shared := r.Tunnel.Device(vip, d.Value)
 		name := b.freeName(r.Name, family(vip), i, out)
 		named := false
-		// The module's own device takes packets from anybody, whatever it is told.
-		if i == 0 && r.Interface != "" && deviceTypes[r.Interface] == "" && !b.asOther(r.Interface, deviceTypes[shared]) {
+		if i == 0 && r.Interface != "" && !b.asOther(r.Interface, deviceTypes[shared]) {
 			name, named = r.Interface, true
+		}
+		if named && b.hasNeighbours(name) {
+			b.problem(subject(r), r.Pos, "interface %s is there, and is no tunnel; leave the key interface out, or name one that is not there, and sisod makes it", name)
+			return nil
 		}
 		device := state.Device{Name: name, Type: deviceTypes[shared], Remote: d.Value}
 		if have, ok := b.between(device, named); ok {
 			device = have
 		}
 		out = append(out, device)
-		if l, ok := b.link(shared); ok && l.Up {
+		// One that a role of before brought up goes down again.
+		found, raised := b.observed.Before.Up[shared]
+		if l, ok := b.link(shared); ok && l.Up && (found || !raised) {
 			b.problem(subject(r), d.Pos, "device %s is up, so encapsulated packets of anybody are let in beside those of %s; set it down if nothing else needs it: ip link set %s down", shared, d.Value, shared)
 		}
 	}

@@ -1,8 +1,11 @@
 package profiles
 
 import (
+	"cmp"
 	"fmt"
+	"net/netip"
 	"slices"
+	"strings"
 )
 
 // wayBack is what the replies of a nat real server are told by.
@@ -19,6 +22,22 @@ var carriers = map[string][]string{
 	"gre0": {"gre"}, "ip6gre0": {"gre"},
 }
 
+// Device is the one of the tunnel's module that takes packets for a VIP from
+// anybody, where they come to an outer address of a family.
+func (t Tunnel) Device(vip, outer netip.Addr) string {
+	switch {
+	case t.Kind == "gre" && outer.Is6():
+		return "ip6gre0"
+	case t.Kind == "gre":
+		return "gre0"
+	case outer.Is6():
+		return "ip6tnl0"
+	case vip.Is6():
+		return "sit0"
+	}
+	return "tunl0"
+}
+
 // carried is the family of the inner packets of devices that carry one alone.
 var carried = map[string]string{"tunl0": "IPv4", "sit0": "IPv6"}
 
@@ -30,7 +49,7 @@ func (b *builder) realServer(raw rawRealServer, c *Config) RealServer {
 	vips, _ := addressList(raw.VIP, role)
 	dips, dipsOK := addressList(raw.Director, role)
 	placed, servicesOK := services(raw.Services, "leave the key out to lead replies of every port back")
-	r.Interface, _ = link(raw.Interface)
+	r.Interface = serverLink(raw.Interface, r.Mode)
 	r.Tunnel = tunnel(r.Mode, raw.Encapsulation, raw.EncapsulationPort)
 	if r.Mode != FullNAT && r.Mode != "" {
 		misplaced(r.Mode, "it leaves room for the address of the client, which this mode does not hide", raw.MSSRoom.at)
@@ -57,6 +76,7 @@ func (b *builder) realServer(raw rawRealServer, c *Config) RealServer {
 			raw.at.badKey(role+" has no vip", `add the line vip = "203.0.113.145", the address that clients ask for`)
 		}
 		b.serverInterface(raw, &r, vips)
+		b.claimDevices(raw, role, r, vips, dips)
 	}
 	if r.Mode != NAT {
 		r.Uplink = b.leaveBy(raw.Uplink, vips, c)
@@ -115,6 +135,23 @@ func (b *builder) claimWay(at *node, w wayBack) {
 	b.roles.ways = append(b.roles.ways, w)
 }
 
+// serverLink reads the name of an interface for VIPs. An alias is how a VIP was
+// put by hand on one with neighbours.
+func serverLink(f field[string], m Forwarding) string {
+	base, _, alias := strings.Cut(f.v, ":")
+	if !f.ok || !alias || base == "lo" && m == DR || linkName(base) != nil {
+		name, _ := link(f)
+		return name
+	}
+	where := "lo, or name a dummy interface of your own"
+	if m == Tun {
+		where = "the tunnel's device"
+	}
+	f.at.bad(fmt.Sprintf("%q is not the name of an interface", f.v),
+		fmt.Sprintf("an alias is an address of %s, where neighbours would find the VIP: leave the key out, and it is put on %s", base, where))
+	return ""
+}
+
 // serverInterface judges where a real server has its VIPs: nowhere that a
 // neighbour would get an answer to its question for them.
 func (b *builder) serverInterface(raw rawRealServer, r *RealServer, vips []placedAddress) {
@@ -125,6 +162,10 @@ func (b *builder) serverInterface(raw rawRealServer, r *RealServer, vips []place
 	switch _, tunnels := carriers[r.Interface]; {
 	case r.Mode == Tun && r.Interface == "lo":
 		f.at.bad("lo takes nothing out of a tunnel", "leave the key out, and the right device is found")
+		return
+	case r.Mode == Tun && tunnels && raw.Director.at != nil:
+		f.at.bad(fmt.Sprintf("%s takes packets of anybody out of their tunnel, whatever `director` says", r.Interface),
+			"leave `interface` out, and sisod makes a device for each director; or name one that is not there yet; or leave `director` out")
 		return
 	case r.Mode == DR && tunnels:
 		f.at.bad(fmt.Sprintf("%s is the device of a tunnel, and packets of mode dr come without one", r.Interface), `leave the key out, name a dummy interface of your own, or take mode = "tun"`)
@@ -145,4 +186,68 @@ func (b *builder) serverInterface(raw rawRealServer, r *RealServer, vips []place
 			return
 		}
 	}
+}
+
+// device is one that VIPs of a role come out of, or are put on.
+type device struct {
+	holder
+	node   *node // that says so
+	name   string
+	open   bool // it takes packets of anybody
+	closed bool // packets of anybody must not come by it
+	dummy  bool
+}
+
+// claimDevices records the devices of a real server, and complains when another
+// one makes of them what they must not be here.
+func (b *builder) claimDevices(raw rawRealServer, role string, r RealServer, vips, dips []placedAddress) {
+	if r.Mode == DR {
+		if _, tunnels := carriers[r.Interface]; r.Interface != "" && r.Interface != "lo" && !tunnels {
+			b.claimDevice(device{holder: holder{role, raw.Interface.at.pos()}, node: raw.Interface.at, name: r.Interface, dummy: true})
+		}
+		return
+	}
+	if !slices.Contains(encapsulations, r.Tunnel.Kind) {
+		return
+	}
+	if raw.Director.at == nil {
+		for _, v := range vips {
+			name, at := cmp.Or(r.Interface, r.Tunnel.Device(v.addr, v.addr)), v.at
+			if r.Interface != "" {
+				at = raw.Interface.at
+			}
+			b.claimDevice(device{holder: holder{role, at.pos()}, node: at, name: name, open: true})
+		}
+		return
+	}
+	if r.Interface != "" {
+		b.claimDevice(device{holder: holder{role, raw.Interface.at.pos()}, node: raw.Interface.at, name: r.Interface})
+	}
+	for _, d := range dips {
+		for _, v := range vips {
+			b.claimDevice(device{holder: holder{role, d.at.pos()}, node: d.at, name: r.Tunnel.Device(v.addr, d.addr), closed: true})
+		}
+	}
+}
+
+func (b *builder) claimDevice(d device) {
+	for _, o := range b.roles.devices {
+		switch {
+		case o.name != d.name || o.role == d.role:
+			continue
+		case o.open && d.closed:
+			d.node.bad(fmt.Sprintf("%s takes packets of anybody out of their tunnel for %s, at %s, whomever `director` names here", d.name, o.role, o.at),
+				"there is one such device on a host: give both a `director`, or neither")
+		case o.closed && d.open:
+			d.node.bad(fmt.Sprintf("%s takes packets of anybody out of their tunnel here, those for %s too, whatever its `director` says, at %s", d.name, o.role, o.at),
+				"there is one such device on a host: give both a `director`, or neither")
+		case o.dummy != d.dummy && !d.closed && !o.closed:
+			d.node.bad(fmt.Sprintf("%s is where %s, at %s, has its VIP, in another mode", d.name, o.role, o.at),
+				"a tunnel's device is no dummy interface: give one of the two another name, or leave `interface` out")
+		default:
+			continue
+		}
+		return
+	}
+	b.roles.devices = append(b.roles.devices, d)
 }

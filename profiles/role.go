@@ -22,6 +22,7 @@ type roles struct {
 	sources   []placedAddress // of fullnat directors
 	services  map[serviceKey]holder
 	ways      []wayBack
+	devices   []device
 	crossings []placedAddress // real servers that are not of their VIP's family
 }
 

@@ -72,7 +72,7 @@ func TestEverythingOfRoles(t *testing.T) {
 		{web.VIPs[1].Value, netip.MustParseAddr("203.0.113.146")},
 		{web.Uplink.Value, "china"},
 		{web.Directors[1].Value, netip.MustParseAddr("10.0.0.2")},
-		{web.Interface, "tunl0"},
+		{web.Interface, "tun-web"},
 		{[]Tunnel{web.Tunnel, shop.Tunnel, mail.Tunnel, voice.Tunnel}, []Tunnel{{"gue", 6080}, {"gue", 6080}, {}, {}}},
 		{fmt.Sprint(mail.Services[0], " ", mail.Services[1]), "tcp/25 tcp/587"},
 		{[]string{mail.Table(), peer.Table(), web.Table()}, []string{"rs-mail", "rs-shop", "rs-web"}},

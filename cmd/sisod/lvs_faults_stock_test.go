@@ -291,6 +291,38 @@ func TestStockTunnelTakesUploadsWhereICMPIsFiltered(t *testing.T) {
 	asFound(t, found, hosts...)
 }
 
+// TestStockTunnelTakesPacketsOfItsDirectorsAlone: whoever sends an encapsulated
+// packet writes its inner source, so that it matters who may.
+func TestStockTunnelTakesPacketsOfItsDirectorsAlone(t *testing.T) {
+	l := newLVS(t, true)
+	vip, real := l.VIP.At(false, lab.Port), l.RealServers[0]
+	// The neighbour is no director, and encapsulates by itself.
+	shell(t, l.Neighbour, fmt.Sprintf("sysctl -qw net.ipv4.conf.all.rp_filter=2; ip link add by-hand type ipip local %s remote %s; ip link set by-hand up; ip route add %s dev by-hand src %[1]s",
+		l.NeighbourAddress.V4, l.RealAddresses[0].V4, l.VIP.V4))
+	found := snapshots(t, real)
+	for _, c := range []struct {
+		director string
+		taken    bool
+	}{
+		{"", true},
+		{`director = "DIR4"`, false},
+		{fmt.Sprintf("director = [\"DIR4\", %q]", l.NeighbourAddress.V4), true},
+		{`director = "DIR4"`, false},
+	} {
+		writeProfile(t, real, "lvs.toml", spell(l, "[real_server.web]\nmode = \"tun\"\nvip = \"VIP4\"\n"+c.director+"\n"))
+		apply(t, real, 0)
+		if !c.taken {
+			unanswered(t, l.Neighbour, vip)
+		} else if _, err := l.Neighbour.Fetch(t.Context(), vip, 0, patient); err != nil {
+			t.Errorf("with %q: %v", c.director, err)
+		}
+	}
+	if t.Failed() {
+		explain(t, l)
+	}
+	asFound(t, found, real)
+}
+
 // TestStockDirectRoutingNeedsTheVIPOnTheRealServer: without it packets for the
 // VIP are nobody's there.
 func TestStockDirectRoutingNeedsTheVIPOnTheRealServer(t *testing.T) {
