@@ -63,19 +63,19 @@ func (r *report) versions() string {
 
 // matrix is a table of sizes and programs.
 type matrix struct {
-	work, title, sizes, where string
-	programs                  []string
-	size                      []int
+	work, title, where string
+	programs           []string
+	size               []int
 	// more is another work of sisod's that has a column.
 	more string
 }
 
 var matrices = []matrix{
-	{firstApply, "prefixes, first apply", "prefixes", onHost, []string{ours, ipBatch, floor, floorHop}, prefixSizes, ""},
-	{reapply, "prefixes, nothing changed", "prefixes", onHost, []string{ours, ipShow}, prefixSizes, ""},
-	{firstServices, "services × 4 from empty, VM", "services", inVM, []string{ours, restore, keepalived, floor}, serviceCounts, ""},
-	{reservices, "services × 4, nothing changed, VM", "services", inVM, []string{ours, ipvsadmShow}, serviceCounts, ""},
-	{lookups, "addresses on two uplinks, one lookup", "addresses", onHost, []string{ours, eachRule, noRules}, addressCounts, rulesOfAddresses},
+	{firstApply, "prefixes, first apply", onHost, []string{ours, ipBatch, floor, floorHop}, prefixSizes, ""},
+	{reapply, "prefixes, nothing changed", onHost, []string{ours, ipShow}, prefixSizes, ""},
+	{firstServices, "services × 4 from empty, VM", inVM, []string{ours, restore, keepalived, floor}, serviceCounts, ""},
+	{reservices, "services × 4, nothing changed, VM", inVM, []string{ours, ipvsadmShow}, serviceCounts, ""},
+	{lookups, "addresses on two uplinks, one lookup", onHost, []string{ours, eachRule, noRules}, addressCounts, rulesOfAddresses},
 }
 
 func (r *report) matrix(m matrix) string {
