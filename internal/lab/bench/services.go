@@ -211,7 +211,6 @@ func (b *bench) servicesOurs(h *lab.Host, n int, again bool) error {
 // whether it is there.
 func keepalivedLines(n int) string {
 	var b strings.Builder
-	b.WriteString("global_defs {\n  checker_log_all_failures false\n}\n")
 	for i := range n {
 		fmt.Fprintf(&b, "virtual_server %s %d {\n  lb_algo rr\n  lb_kind DR\n  protocol TCP\n", vipOf(i), portOf(i))
 		for k := range realServers {
@@ -230,15 +229,13 @@ func (b *bench) servicesKeepalived(h *lab.Host, n int) error {
 		return err
 	}
 	said := &lab.Lines{}
-	cmd := exec.Command("keepalived", "--dont-fork", "--check", "--log-console", "--no-syslog", "--use-file", config,
-		"--pid", filepath.Join(b.dir, "keepalived.pid"), "--checkers_pid", filepath.Join(b.dir, "checkers.pid"))
+	cmd := exec.Command("keepalived", "--dont-fork", "--check", "--log-console", "--no-syslog", "--use-file", config)
 	cmd.Stdout, cmd.Stderr = io.Discard, said
+	// It ends with its host: ended earlier, it would take its services away.
 	p, err := h.Start(cmd)
 	if err != nil {
 		return err
 	}
-	// What it made stays: it is killed, not ended.
-	defer func() { p.Kill(); <-p.Done() }()
 	err = b.onIPVS(h, func(i *ipvs) error {
 		if err := i.whole(b.ctx, 0, time.Minute); err != nil {
 			return err
