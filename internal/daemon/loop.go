@@ -17,7 +17,12 @@ const (
 	gatherQuiet = 20 * time.Millisecond  // events that follow each other closer than this are one pass
 	gatherMost  = 200 * time.Millisecond // and none of them waits longer than this
 	gatherHaste = 2 * time.Millisecond   // an urgent one waits for its like alone
-	fullPass    = 5 * time.Minute
+	// restShare and restMost are how long changes of main wait after a pass for such,
+	// by its length, when that was restFrom or more.
+	restFrom  = 10 * time.Millisecond
+	restShare = 19
+	restMost  = 2 * time.Second
+	fullPass  = 5 * time.Minute
 	// silentLook is how often is looked at what changes without an event: IPVS, and
 	// sysctls of which the kernel does not tell.
 	silentLook = 2 * time.Second
@@ -42,6 +47,7 @@ type loop struct {
 	alive  <-chan time.Time // due signs of life
 	kept   bool             // the configuration in force is the last good one by now
 	left   bool             // the last pass gave way to something more urgent
+	proven bool             // a pass with the configuration in force came to its end
 	looks  bool             // the timer for the next look at what is silent is set
 
 	config *profiles.Config // nil: nothing ever loaded, so nothing is touched
@@ -53,7 +59,8 @@ type loop struct {
 	news    announcements
 	fights  *fights
 	retries retries
-	trouble backOff // of passes that did not come to their end
+	rest    time.Time // until then what does not press waits
+	trouble backOff   // of passes that did not come to their end
 
 	report Report
 	told   map[string]bool // failures that have been logged
@@ -82,6 +89,7 @@ func (l *loop) run(ctx context.Context) {
 		l.again(retry, l.pass(ctx))
 	}
 	l.notify(daemon.SdNotifyReady)
+	l.keep()
 	l.lookAgain(silent)
 	l.again(news, l.news.next())
 	proxies.Reset(proxyLook)
@@ -109,11 +117,11 @@ func (l *loop) run(ctx context.Context) {
 			}
 			l.hear(e)
 			now := time.Now()
-			follows := now.Sub(active) < gatherQuiet
+			follows := now.Sub(active) < gatherQuiet || !l.pending.pressing && now.Before(l.rest)
 			active = now
 			// The first event is acted on at once, its followers are gathered.
 			if follows {
-				gather.Reset(l.pending.wait(now))
+				gather.Reset(l.pending.wait(now, l.rest))
 				continue
 			}
 		case <-gather.C:
@@ -186,6 +194,7 @@ func (l *loop) run(ctx context.Context) {
 		if reloading {
 			l.notify(daemon.SdNotifyReady)
 		}
+		l.keep()
 		active = time.Now()
 		if l.left {
 			gather.Reset(0) // what is more urgent has waited already

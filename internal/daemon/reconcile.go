@@ -28,6 +28,16 @@ func (l *loop) attend(interfaces []string, tables []uint32) {
 	l.listen = interest{interfaces, slices.Clone(tables)}
 }
 
+// restAfter is until when what does not press waits after a pass for its like: whoever
+// changes main all the time, where it is large, must not keep this process busy.
+func restAfter(start, end time.Time) time.Time {
+	took := end.Sub(start)
+	if took < restFrom {
+		return time.Time{}
+	}
+	return end.Add(min(restShare*took, restMost))
+}
+
 // pass reads what the trigger names, applies the difference, and returns when
 // the next pass is due that no event asks for; the zero time is never.
 func (l *loop) pass(ctx context.Context) time.Time {
@@ -36,6 +46,9 @@ func (l *loop) pass(ctx context.Context) time.Time {
 		t.reasons = []string{"what was left"}
 	}
 	l.left = false
+	if t.mild && !t.pressing {
+		defer func(start time.Time) { l.rest = restAfter(start, time.Now()) }(time.Now())
+	}
 	if l.stream == nil {
 		if err := l.listenAgain(ctx); err != nil {
 			return l.failed("listen to kernel events", t, err)
@@ -133,7 +146,7 @@ func (l *loop) carryOut(ctx context.Context, p Pass, t trigger) time.Time {
 	l.fights.remember(p.Desired.State, p.Facts.Links, a.missing)
 	l.report.LastPass = time.Now()
 	l.tellProblems(p.Desired.Problems)
-	l.keep()
+	l.proven = true
 	l.publish()
 	next := earliest(l.retries.next(), l.fights.next(limited, now))
 	if p.Desired.Recheck > 0 {

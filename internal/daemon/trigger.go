@@ -20,11 +20,14 @@ type trigger struct {
 	// failed may work now.
 	facts bool
 	// links: the kernel itself may have taken routes away, with a link or an address.
-	links    bool
-	carriers map[string]bool // links that have their carrier again
-	peer     uint32          // the last foreign sender of an event
-	first    time.Time       // when it was pulled; zero: it was not
-	haste    time.Time       // of the first urgent event; zero: there was none
+	links bool
+	// mild: others' routes in main changed, or events were lost; pressing: anything else
+	// happened.
+	mild, pressing bool
+	carriers       map[string]bool // links that have their carrier again
+	peer           uint32          // the last foreign sender of an event
+	first          time.Time       // when it was pulled; zero: it was not
+	haste          time.Time       // of the first urgent event; zero: there was none
 }
 
 // pull names parts that a pass has to read, and why. An empty reason is told
@@ -46,6 +49,11 @@ func (t *trigger) event(e kernel.Event, parts kernel.Parts) {
 		t.reasons = nil
 	}
 	t.pull(parts, e.Reason)
+	if e.Parts == kernel.PartMain || e.Parts == kernel.AllParts {
+		t.mild = true
+	} else {
+		t.pressing = true
+	}
 	t.facts = t.facts || e.Parts&(kernel.PartLinks|kernel.PartMain) != 0
 	t.links = t.links || e.Parts&kernel.PartLinks != 0
 	if e.Carrier != "" {
@@ -62,8 +70,12 @@ func (t *trigger) event(e kernel.Event, parts kernel.Parts) {
 	}
 }
 
-// wait is how long to gather further events after one that came now.
-func (t *trigger) wait(now time.Time) time.Duration {
+// wait is how long to gather further events after one that came now. What does not
+// press waits until rest is over.
+func (t *trigger) wait(now, rest time.Time) time.Duration {
+	if !t.pressing && now.Before(rest) {
+		return rest.Sub(now)
+	}
 	wait := min(gatherQuiet, gatherMost-now.Sub(t.first))
 	if !t.haste.IsZero() {
 		wait = min(wait, gatherHaste-now.Sub(t.haste))

@@ -40,7 +40,7 @@ func (l *loop) load() (changed bool) {
 		l.Log.Info("load profiles", "state", "good again")
 	}
 	l.report.ConfigError, l.report.LastGood = "", false
-	l.config, l.kept = c, false
+	l.config, l.kept, l.proven = c, false, false
 	// A long prefix list leaves twice its size behind when it is read.
 	debug.FreeOSMemory()
 	return true
@@ -102,9 +102,10 @@ func (l *loop) standIn() bool {
 	return false
 }
 
-// keep makes what is in force the last good configuration, once.
+// keep makes what is in force the last good configuration, once. Whoever waits for
+// this process does not wait for the disk.
 func (l *loop) keep() {
-	if l.kept {
+	if l.kept || !l.proven {
 		return
 	}
 	l.kept = true

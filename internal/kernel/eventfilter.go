@@ -90,8 +90,16 @@ func eventFilter(own, tables []uint32) []unix.SockFilter {
 	verdict(filterDrop)
 	load(loadByte, protocolAt)
 	ifEqual(state.Protocol, filterPass)
+	// Of defaults all of main's, and those of hosts and DHCP clients elsewhere.
+	hosts := uint8(len(hostProtocols))
 	load(loadByte, lengthAt)
-	ifEqual(0, filterPass)
+	p = append(p, unix.SockFilter{Code: unix.BPF_JMP | unix.BPF_JEQ | unix.BPF_K, Jt: 0, Jf: 4 + 2*hosts, K: 0})
+	load(loadByte, tableAt)
+	ifEqual(state.TableMain, filterPass)
+	load(loadByte, protocolAt)
+	for _, protocol := range hostProtocols {
+		ifEqual(uint32(protocol), filterPass)
+	}
 	if len(tables) > filterTables {
 		verdict(filterPass)
 		return p

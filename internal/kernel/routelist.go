@@ -133,6 +133,7 @@ func (f routeFilter) passes(r observedRoute, oif string) bool {
 
 // glance is what costs little to see of a route's message.
 type glance struct {
+	table    uint8 // RT_TABLE_COMPAT for a large number
 	bits     uint8 // the length of the destination
 	protocol uint8
 	kind     state.RouteType
@@ -148,7 +149,7 @@ func glanceAt(b []byte) (g glance) {
 	if len(b) < unix.SizeofRtMsg {
 		return glance{}
 	}
-	g = glance{bits: b[1], protocol: b[5], kind: state.RouteType(b[7])}
+	g = glance{table: b[4], bits: b[1], protocol: b[5], kind: state.RouteType(b[7])}
 	a := attributes{rest: b[unix.SizeofRtMsg:]}
 	for a.next() {
 		switch a.kind {

@@ -239,6 +239,9 @@ func (s *baseline) address(gone bool, body []byte, own bool) (Event, bool) {
 }
 
 func (s *baseline) route(gone bool, flags uint16, body []byte) (Event, bool) {
+	if flags&unix.NLM_F_REPLACE == 0 && s.concernsNobody(glanceAt(body)) {
+		return Event{}, false
+	}
 	r, err := decodeRoute(body, s.linkName)
 	if err != nil {
 		return Event{Parts: PartMain | PartRoutes, Reason: "a route changed that could not be read"}, true
@@ -262,6 +265,13 @@ func (s *baseline) route(gone bool, flags uint16, body []byte) (Event, bool) {
 		event.Link = hop.Dev
 	}
 	return event, true
+}
+
+// concernsNobody reports whether a route is one of main's by a link that nobody follows.
+// There may be very many, and this costs less than relevantRoute.
+func (s *baseline) concernsNobody(g glance) bool {
+	l, known := s.links[g.oif]
+	return known && !s.interfaces[l.name] && g.table == state.TableMain && g.bits > 0 && g.protocol != state.Protocol && !g.several
 }
 
 // relevantRoute is what of a route decides whether it matters.
