@@ -206,9 +206,13 @@ type Nexthop struct {
 // Follows reports whether connections are to be followed, marked, translated,
 // captured or told to leave room.
 func (c *Config) Follows() bool {
-	return len(c.Captures) > 0 || slices.ContainsFunc(c.RealServers, RealServer.AsMain) ||
-		slices.ContainsFunc(c.Directors, func(d Director) bool { return d.Mode == FullNAT }) ||
-		slices.ContainsFunc(c.Uplinks, func(u Uplink) bool { return u.Forward || u.Masquerade })
+	return c.Marks() || slices.ContainsFunc(c.RealServers, RealServer.AsMain) ||
+		slices.ContainsFunc(c.Directors, func(d Director) bool { return d.Mode == FullNAT })
+}
+
+// Marks reports whether packets are to be marked.
+func (c *Config) Marks() bool {
+	return len(c.Captures) > 0 || slices.ContainsFunc(c.Uplinks, func(u Uplink) bool { return u.Forward || u.Masquerade })
 }
 
 // Interfaces are the interfaces of all uplinks.

@@ -39,7 +39,11 @@ func TestRulesOfOthersOnSisodsMarksAreAProblem(t *testing.T) {
 		want := fmt.Sprintf("nft table %s: somebody else's rules use bits of marks that are sisod's (mark_mask 0x3f000000): the rule with handle %s of chain ", c.table, found[1])
 		problems := func() string {
 			var b strings.Builder
-			for _, p := range daemonStatus(t, h).Daemon.Problems {
+			st := daemonStatus(t, h)
+			if st.Daemon == nil {
+				return "no daemon: " + st.DaemonError
+			}
+			for _, p := range st.Daemon.Problems {
 				b.WriteString(p.String() + "\n")
 			}
 			return b.String()

@@ -36,10 +36,10 @@ listen = ":3129"
 `
 
 // firewall is the reverse-path filter of firewalld for IPv6, which is strict and
-// compares marks.
+// compares marks, at the priority of one release or another.
 const firewall = `table inet firewall {
 	chain prerouting {
-		type filter hook prerouting priority mangle + 10
+		type filter hook prerouting priority PRIORITY
 		icmpv6 type { nd-neighbor-solicit, nd-neighbor-advert, nd-router-advert } accept
 		meta nfproto ipv6 fib saddr . mark . iif oif missing drop
 	}
@@ -66,9 +66,8 @@ func newProxied(t *testing.T, filter, validMark int) proxied {
 	if err := two.Host.Sysctl(fmt.Sprintf("net/ipv4/conf/all/src_valid_mark=%d", validMark)); err != nil {
 		t.Fatal(err)
 	}
-	if filter == 1 {
-		runInput(t, two.Host, firewall, "nft", "-f", "-")
-	}
+	priority := []string{"filter + 10", "mangle + 10", "raw + 10"}[filter]
+	runInput(t, two.Host, strings.Replace(firewall, "PRIORITY", priority, 1), "nft", "-f", "-")
 	for _, s := range []struct {
 		host *lab.Host
 		port uint16

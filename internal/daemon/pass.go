@@ -56,6 +56,7 @@ func Look(ctx context.Context, h *kernel.Host, c *profiles.Config, parts kernel.
 		IPVS:       c.Balances(),
 		NFT:        c.Follows(),
 		MarkMask:   c.Settings.MarkMask,
+		Marks:      c.Marks(),
 		Proxy:      len(c.Captures) > 0,
 		Listening:  routing.Listening(c),
 		Asking:     routing.Asking(c),

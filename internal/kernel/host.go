@@ -149,8 +149,10 @@ type Query struct {
 	// NFT asks for nf_tables, which loads it, and Proxy whether packets can be given
 	// to transparent sockets. sisod's table is read in any case.
 	NFT, Proxy bool
-	// MarkMask are the bits of marks that are sisod's.
+	// MarkMask are the bits of marks that are sisod's, and Marks whether they are in
+	// use, so that rules of nf_tables that others have on them are of interest.
 	MarkMask uint32
+	Marks    bool
 	// Listening and Asking are ports of this host and of others whose sockets are of
 	// interest.
 	Listening, Asking []state.Port

@@ -97,7 +97,7 @@ type pendingLookup struct {
 func (h *Host) readMarkUses() error {
 	facts := &h.cached.Facts.NFT
 	facts.MarkUses, facts.MarksUnknown = nil, ""
-	if !h.query.NFT || h.query.MarkMask == 0 || facts.Missing != "" {
+	if !h.query.Marks || facts.Missing != "" {
 		h.links.listener.followMarks(0)
 		return nil
 	}

@@ -1,10 +1,14 @@
 package kernel
 
 import (
+	"encoding/binary"
 	"fmt"
 	"os/exec"
+	"slices"
 	"strings"
 	"testing"
+
+	"golang.org/x/sys/unix"
 )
 
 const sisodBits = 0x3f000000
@@ -22,7 +26,7 @@ func nftInput(t testing.TB, input string) {
 // markUsesOf is what is found, without places.
 func markUsesOf(t testing.TB, h *Host) string {
 	t.Helper()
-	facts := readHost(t, h, Query{NFT: true, MarkMask: sisodBits}, PartMarks).Facts.NFT
+	facts := readHost(t, h, Query{NFT: true, Marks: true, MarkMask: sisodBits}, PartMarks).Facts.NFT
 	if facts.MarksUnknown != "" {
 		t.Fatal(facts.MarksUnknown)
 	}
@@ -141,7 +145,7 @@ func TestUsesOfMarksHaveTheirPlace(t *testing.T) {
 		table bridge other { chain d { meta mark set 7; }
 		}`)
 	var got []string
-	for _, u := range readHost(t, h, Query{NFT: true, MarkMask: sisodBits}, PartMarks).Facts.NFT.MarkUses {
+	for _, u := range readHost(t, h, Query{NFT: true, Marks: true, MarkMask: sisodBits}, PartMarks).Facts.NFT.MarkUses {
 		u.Bits = 0
 		got = append(got, fmt.Sprintf("%s %s %s", u.Family, u.Table, u))
 	}
@@ -196,7 +200,7 @@ func TestChangesOfOthersThatAreNotAboutMarksAreNoEvents(t *testing.T) {
 	enterNamespace(t)
 	h := openTestHost(t)
 	e := listen(t, h)
-	readHost(t, h, Query{NFT: true, MarkMask: sisodBits}, AllParts)
+	readHost(t, h, Query{NFT: true, Marks: true, MarkMask: sisodBits}, AllParts)
 	for _, c := range []struct {
 		change string
 		event  bool
@@ -217,7 +221,7 @@ func TestChangesOfOthersThatAreNotAboutMarksAreNoEvents(t *testing.T) {
 		if got := markEvents(t, e); got != c.event {
 			t.Errorf("%.60s: event %v, want %v", c.change, got, c.event)
 		}
-		readHost(t, h, Query{NFT: true, MarkMask: sisodBits}, PartMarks)
+		readHost(t, h, Query{NFT: true, Marks: true, MarkMask: sisodBits}, PartMarks)
 	}
 }
 
@@ -229,4 +233,43 @@ func BenchmarkLookAtRulesOfOthers(b *testing.B) {
 			b.Fatal(uses, err)
 		}
 	}
+}
+
+// FuzzMarkUses: whatever the kernel says, a rule is read to its end, and what is
+// found are bits that are looked for.
+func FuzzMarkUses(f *testing.F) {
+	be := func(v uint32) []byte { return binary.BigEndian.AppendUint32(nil, v) }
+	element := func(name string, attributes ...[]byte) []byte {
+		e := appendAttribute(appendString(nil, nftaExprName, name), nftaExprData, slices.Concat(attributes...)...)
+		return appendAttribute(nil, 1, e...)
+	}
+	number := func(kind uint16, v uint32) []byte { return appendAttribute(nil, kind, be(v)...) }
+	data := func(kind uint16, v uint32) []byte {
+		return appendAttribute(nil, kind, appendUint32(nil, nftaDataValue, v)...)
+	}
+	f.Add(slices.Concat(
+		element("meta", number(nftaMetaDreg, 1), number(nftaMetaKey, nftMark)),
+		element("bitwise", number(nftaBitwiseSreg, 1), number(nftaBitwiseDreg, 1), data(nftaBitwiseMask, sisodBits), data(nftaBitwiseXor, 0)),
+		element("cmp", number(nftaCmpSreg, 1), number(nftaCmpOp, compareEqual), data(nftaCmpData, 0x01000000))))
+	f.Add(slices.Concat(
+		element("ct", number(nftaCTDreg, 1), number(nftaCTKey, nftMark)),
+		element("bitwise", number(nftaBitwiseSreg, 1), number(nftaBitwiseDreg, 9), number(nftaBitwiseOp, bitwiseShiftRight), data(nftaBitwiseData, 24)),
+		element("lookup", appendString(nil, nftaLookupSet, "s"), number(nftaLookupSreg, 9)),
+		element("ct", number(nftaCTSreg, 9), number(nftaCTKey, nftMark))))
+	f.Add(element("target", appendString(nil, nftaXtName, "CONNMARK"), number(nftaXtRev, 2), appendAttribute(nil, nftaXtInfo, make([]byte, 16)...)))
+	f.Fuzz(func(t *testing.T, list []byte) {
+		found := markFinder{mask: sisodBits}
+		body := appendString([]byte{unix.NFPROTO_INET, 0, 0, 0}, nftaRuleTable, "other")
+		if len(list) > 1<<15 {
+			return
+		}
+		if found.rule(appendAttribute(body, nftaRuleExpressions, list...)) != nil {
+			return
+		}
+		for _, u := range found.uses {
+			if u.Bits == 0 || u.Bits&^sisodBits != 0 {
+				t.Fatalf("%+v", u)
+			}
+		}
+	})
 }

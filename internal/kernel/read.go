@@ -21,7 +21,7 @@ func (h *Host) Read(ctx context.Context, q Query, parts Parts) (Snapshot, error)
 	h.query = Query{
 		Interfaces: slices.Clone(q.Interfaces), Tables: slices.Clone(q.Tables), Sysctls: slices.Clone(q.Sysctls),
 		Window: q.Window, Named: slices.Clone(q.Named), Everywhere: q.Everywhere, Sweep: q.Sweep, IPVS: q.IPVS, Expected: slices.Clone(q.Expected),
-		NFT: q.NFT, Proxy: q.Proxy, MarkMask: q.MarkMask, Listening: slices.Clone(q.Listening), Asking: slices.Clone(q.Asking),
+		NFT: q.NFT, Proxy: q.Proxy, MarkMask: q.MarkMask, Marks: q.Marks, Listening: slices.Clone(q.Listening), Asking: slices.Clone(q.Asking),
 	}
 	h.unnamed = map[int]bool{}
 	for range readPasses {
@@ -130,7 +130,7 @@ func (h *Host) asked(q Query) Parts {
 	if q.NFT != h.query.NFT || q.Proxy != h.query.Proxy {
 		parts |= PartNFT
 	}
-	if q.NFT != h.query.NFT || q.MarkMask != h.query.MarkMask {
+	if q.Marks != h.query.Marks || q.MarkMask != h.query.MarkMask {
 		parts |= PartMarks
 	}
 	if !slices.Equal(q.Listening, h.query.Listening) || !slices.Equal(q.Asking, h.query.Asking) {
