@@ -194,7 +194,7 @@ func (h *Host) addDevice(d state.Device) error {
 func deviceError(d state.Device, index int, err error) error {
 	switch {
 	case errors.Is(err, unix.EOPNOTSUPP):
-		return fmt.Errorf("%w: no links of type %s in this kernel: install or allow the module", err, d.Type)
+		return fmt.Errorf("%w: no links of type %s in this kernel: %s", err, d.Type, moduleCure(cmp.Or(linkModules[d.Type], d.Type)))
 	case errors.Is(err, unix.EEXIST) && index == 0:
 		return fmt.Errorf("%w: another link of type %s has the same ends", err, d.Type)
 	}

@@ -1,13 +1,9 @@
 package kernel
 
 import (
-	"bytes"
 	"errors"
 	"fmt"
-	"os"
-	"os/exec"
 	"slices"
-	"strings"
 
 	"golang.org/x/sys/unix"
 
@@ -158,22 +154,4 @@ func (h *Host) fou() (uint16, error) {
 		return 0, fmt.Errorf("no GUE yet: %w; sisod.service may load no modules: have %s loaded at boot by a file in /etc/modules-load.d, and now by modprobe %s", err, fouModule, fouModule)
 	}
 	return h.generic.genericFamily(fouFamily)
-}
-
-// loadModule loads a module by the program that the kernel itself would call
-// (proc_sys_kernel(5), modprobe).
-func loadModule(name string) error {
-	content, err := os.ReadFile("/proc/sys/kernel/modprobe")
-	if err != nil {
-		return fmt.Errorf("load module %s: %w", name, err)
-	}
-	program := strings.TrimSpace(string(content))
-	if program == "" {
-		return fmt.Errorf("load module %s: the kernel is told to load none (kernel.modprobe is empty)", name)
-	}
-	out, err := exec.Command(program, "--", name).CombinedOutput()
-	if err != nil {
-		return fmt.Errorf("load module %s: %w: %s", name, err, bytes.TrimSpace(out))
-	}
-	return nil
 }

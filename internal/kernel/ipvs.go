@@ -13,7 +13,7 @@ import (
 type errNoIPVS struct{ err error }
 
 func (e errNoIPVS) Error() string {
-	return "no IPVS in this kernel: " + e.err.Error() + ": install or allow its module ip_vs"
+	return "no IPVS in this kernel: " + e.err.Error() + ": " + moduleCure("ip_vs")
 }
 func (e errNoIPVS) Unwrap() error { return e.err }
 

@@ -122,7 +122,7 @@ func serviceError(s state.Service, err error) error {
 	switch {
 	case errors.As(err, new(errNoIPVS)):
 	case errors.Is(err, unix.ENOENT):
-		return fmt.Errorf("%w: no scheduler %s in this kernel: install or allow its module ip_vs_%s", err, s.Scheduler, s.Scheduler)
+		return fmt.Errorf("%w: no scheduler %s in this kernel: %s", err, s.Scheduler, moduleCure("ip_vs_"+s.Scheduler))
 	case errors.Is(err, unix.EAFNOSUPPORT):
 		return fmt.Errorf("%w: the kernel's IPVS has no %s", err, s.Family)
 	}
