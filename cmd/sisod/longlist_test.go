@@ -295,7 +295,7 @@ func TestALongListGivesWay(t *testing.T) {
 	count := func() int {
 		return strings.Count(ip(t, h, "route", "show", "table", "destinations"), "nhid "+nexthop4)
 	}
-	startDaemon(t, h)
+	_, log := startDaemon(t, h)
 	var there int
 	patiently(t, func() error {
 		// The table has its name before it has routes.
@@ -321,4 +321,6 @@ func TestALongListGivesWay(t *testing.T) {
 	})
 	settled(t, h)
 	shows(t, h, "rule", "lookup destinations proto 115")
+	// It gave way once, and to that.
+	says(t, log, "add route", "nhid "+nexthop4, `reason="rule 11800 deleted"`)
 }

@@ -48,6 +48,7 @@ type loop struct {
 	kept   bool             // the configuration in force is the last good one by now
 	left   bool             // the last pass gave way to something more urgent
 	proven bool             // a pass with the configuration in force came to its end
+	heeds  bool             // changes of files and SIGHUP are looked after, as events are
 	looks  bool             // the timer for the next look at what is silent is set
 
 	config *profiles.Config // nil: nothing ever loaded, so nothing is touched
@@ -90,6 +91,7 @@ func (l *loop) run(ctx context.Context) {
 	}
 	l.notify(daemon.SdNotifyReady)
 	l.keep()
+	l.heeds = true
 	l.lookAgain(silent)
 	l.again(news, l.news.next())
 	proxies.Reset(proxyLook)

@@ -172,7 +172,7 @@ func (l *loop) pressing() bool {
 		}
 		break
 	}
-	return l.pending.pulled() || len(l.hup) > 0 || len(l.watch.changed) > 0
+	return l.pending.pulled() || l.heeds && (len(l.hup) > 0 || len(l.watch.changed) > 0)
 }
 
 // announce tells neighbours again of VIPs that a pass has brought into force, and
