@@ -15,7 +15,9 @@ const loadAttempts = 3
 // in force, or may.
 func (l *loop) reload() {
 	if l.load() {
-		l.pending.parts = kernel.AllParts
+		// Routes tell of their changes, and a million of them take longer to list than
+		// all else together.
+		l.pending.parts |= kernel.AllParts &^ kernel.PartRoutes
 		l.pending.facts = true
 	}
 }
