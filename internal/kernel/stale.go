@@ -160,6 +160,9 @@ func (s *baseline) link(gone bool, body []byte) (Event, bool) {
 	if known && before.name != now.name {
 		event.Link = ""
 	}
+	// Replies of an uplink are unreachable until its routes are back.
+	gained := ^before.flags & now.flags & (unix.IFF_UP | unix.IFF_LOWER_UP)
+	event.Urgent = s.interfaces[now.name] && (!known || gained != 0)
 	if known && before.carriers != now.carriers && now.flags&unix.IFF_LOWER_UP != 0 {
 		event.Carrier = now.name
 	}
@@ -261,6 +264,8 @@ func (s *baseline) route(gone bool, flags uint16, body []byte) (Event, bool) {
 	if r.Table != state.TableMain {
 		event.Table = r.Table
 	}
+	// What comes with a link or an address, and the way out.
+	event.Urgent = !gone && parts&PartMain != 0 && (r.Protocol == unix.RTPROT_KERNEL || r.Dst.Bits() == 0 && hostProtocol(r.Protocol))
 	if hop, single := r.Hops.Single(); single && s.knows(hop.Dev) && flags&unix.NLM_F_REPLACE == 0 && r.Dst.Bits() != 1 {
 		event.Link = hop.Dev
 	}
