@@ -151,7 +151,7 @@ func (h *Host) fou() (uint16, error) {
 		return number, err
 	}
 	if err := loadModule(fouModule); err != nil {
-		return 0, fmt.Errorf("no GUE yet: %w; sisod.service may load no modules: have %s loaded at boot by a file in /etc/modules-load.d, and now by modprobe %s", err, fouModule, fouModule)
+		return 0, fmt.Errorf("no GUE yet: %w", err)
 	}
 	return h.generic.genericFamily(fouFamily)
 }

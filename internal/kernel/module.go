@@ -38,7 +38,7 @@ func modprobe(path, name string) error {
 	program := strings.TrimSpace(string(content))
 	switch {
 	case errors.Is(err, fs.ErrNotExist):
-		return fmt.Errorf("this kernel loads no modules, or none for sisod (%w)", err)
+		return fmt.Errorf("this kernel loads no modules, or none for sisod.service (%w)", err)
 	case err != nil:
 		return err
 	case program == "":

@@ -24,7 +24,7 @@ func TestModuleThatCannotBeLoadedSaysWhatToDo(t *testing.T) {
 	}
 	fails := file("fails", "#!/bin/sh\necho could not insert \"$2\" >&2\nexit 1\n", 0o700)
 	for path, want := range map[string]string{
-		filepath.Join(dir, "hidden"):          "this kernel loads no modules, or none for sisod",
+		filepath.Join(dir, "hidden"):          "this kernel loads no modules, or none for sisod.service",
 		file("empty", "\n", 0o600):            "kernel.modprobe is empty",
 		file("none", dir+"/nothing\n", 0o600): "no such file",
 		file("failing", fails+"\n", 0o600):    "could not insert fou",
