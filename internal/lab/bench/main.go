@@ -62,7 +62,7 @@ func command(args []string) error {
 	readme := flags.String("readme", "", "`file` whose section between the markers becomes the table")
 	jsonFile := flags.String("json", "", "`file` for the figures alone")
 	guest := flags.Bool("guest", false, "run the virtual machine's parts: this is the virtual machine")
-	from := flags.String("from", "", "measure nothing: make table and plot of this `file` of an earlier run")
+	from := flags.String("from", "", "measure nothing: make table and plot of these `files` of earlier runs, with commas; the later count")
 	list := flags.Bool("list", false, "print the parts")
 	if err := flags.Parse(args); err != nil {
 		if errors.Is(err, flag.ErrHelp) {
@@ -81,11 +81,15 @@ func command(args []string) error {
 		return err
 	}
 	if *from != "" {
-		r, err := readReport(*from)
-		if err != nil {
-			return err
+		all := &report{}
+		for path := range strings.SplitSeq(*from, ",") {
+			r, err := readReport(path)
+			if err != nil {
+				return err
+			}
+			all.merge(r)
 		}
-		return publish(r, *out, *readme)
+		return publish(all, *out, *readme)
 	}
 	if *runs < 1 {
 		return fmt.Errorf("-runs %d: at least one", *runs)
@@ -112,14 +116,18 @@ func command(args []string) error {
 	debug.SetGCPercent(-1)
 	debug.SetMemoryLimit(4 << 30)
 
-	if err := b.measure(chosen, *stockvm); err != nil {
-		fmt.Fprint(os.Stderr, "What was measured before that:\n", b.report.list())
-		return err
+	err = b.measure(chosen, *stockvm)
+	if err != nil && *out != "" {
+		// What was measured can be published with what is measured again.
+		*jsonFile = filepath.Join(filepath.Dir(own()), "bench-unfinished.json")
+		err = fmt.Errorf("%w\nmeasure that part again with -only and -json, and give both files to -from: the rest is in %s", err, *jsonFile)
 	}
 	if *jsonFile != "" {
-		if err := b.report.write(*jsonFile); err != nil {
-			return err
-		}
+		err = errors.Join(err, b.report.write(*jsonFile))
+	}
+	if err != nil {
+		fmt.Fprint(os.Stderr, "What was measured:\n", b.report.list())
+		return err
 	}
 	if *guest {
 		return nil
@@ -146,7 +154,8 @@ func choose(only string) ([]part, error) {
 	return chosen, nil
 }
 
-// measure runs the parts of this machine, then those of the virtual machine.
+// measure runs the parts of this machine, then those of the virtual machine. A
+// part that fails keeps no other one from being measured.
 func (b *bench) measure(chosen []part, stockvm string) error {
 	machine, err := b.machine()
 	if err != nil {
@@ -154,6 +163,7 @@ func (b *bench) measure(chosen []part, stockvm string) error {
 	}
 	b.report.Machines = map[string]machineFacts{b.where: machine}
 	var inGuest []string
+	var errs []error
 	for _, p := range chosen {
 		run := p.host
 		if b.where == inVM {
@@ -166,13 +176,17 @@ func (b *bench) measure(chosen []part, stockvm string) error {
 		}
 		b.log.Printf("%s: %s", p.name, p.tells)
 		if err := run(b); err != nil {
-			return fmt.Errorf("%s: %w", p.name, err)
+			errs = append(errs, fmt.Errorf("%s: %w", p.name, err))
+			b.log.Print(errs[len(errs)-1])
+		}
+		if err := b.ctx.Err(); err != nil {
+			return errors.Join(errs...)
 		}
 	}
-	if len(inGuest) == 0 {
-		return nil
+	if len(inGuest) > 0 {
+		errs = append(errs, b.measureInGuest(inGuest, stockvm))
 	}
-	return b.measureInGuest(inGuest, stockvm)
+	return errors.Join(errs...)
 }
 
 // publish prints the table, and writes it where it is wanted.
@@ -197,4 +211,13 @@ func publish(r *report, out, readme string) error {
 		return fmt.Errorf("find the plot from %s: %w", readme, err)
 	}
 	return updateReadme(readme, fmt.Sprintf("![time against the number of prefixes and of services](%s)\n\n%s", filepath.ToSlash(picture), r.table()))
+}
+
+// own is where this program is.
+func own() string {
+	path, err := os.Executable()
+	if err != nil {
+		return os.Args[0]
+	}
+	return path
 }

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"errors"
 	"fmt"
 	"os"
 	"os/exec"
@@ -38,24 +39,21 @@ const guestMemory = 4096
 
 // measureInGuest runs parts in the virtual machine and adds what they found.
 func (b *bench) measureInGuest(names []string, stockvm string) error {
-	own, err := os.Executable()
-	if err != nil {
-		return fmt.Errorf("find this program: %w", err)
-	}
 	b.log.Printf("in the virtual machine: %s", strings.Join(names, ", "))
 	result := filepath.Join(b.dir, "guest.json")
 	cmd := exec.CommandContext(b.ctx, stockvm, "run", "-memory", strconv.Itoa(guestMemory), "-timeout", "40m", "-fetch", result, "--",
-		own, "-guest", "-sisod", b.sisod, "-runs", strconv.Itoa(b.runs), "-only", strings.Join(names, ","), "-json", result)
+		own(), "-guest", "-sisod", b.sisod, "-runs", strconv.Itoa(b.runs), "-only", strings.Join(names, ","), "-json", result)
 	cmd.Stdout, cmd.Stderr = os.Stderr, os.Stderr
 	// Told, it ends its machine; killed, it could not.
 	cmd.Cancel = func() error { return cmd.Process.Signal(os.Interrupt) }
-	if err := cmd.Run(); err != nil {
-		return fmt.Errorf("run in the virtual machine: %w: make stockvm makes its kernel", err)
+	failed := cmd.Run()
+	if failed != nil {
+		failed = fmt.Errorf("run in the virtual machine: %w: make stockvm makes its kernel", failed)
 	}
 	r, err := readReport(result)
 	if err != nil {
-		return err
+		return errors.Join(failed, err)
 	}
 	b.report.merge(r)
-	return nil
+	return failed
 }

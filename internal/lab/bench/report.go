@@ -56,13 +56,19 @@ func (r *report) find(k key) *figure {
 	return r.Figures[i]
 }
 
-// merge adds the figures of another run, elsewhere.
+// merge adds the figures of another run, elsewhere or later.
 func (r *report) merge(other *report) {
 	if r.Machines == nil {
 		r.Machines = map[string]machineFacts{}
 	}
 	maps.Copy(r.Machines, other.Machines)
-	r.Figures = append(r.Figures, other.Figures...)
+	for _, f := range other.Figures {
+		if old := r.find(f.key); old != nil {
+			*old = *f
+		} else {
+			r.Figures = append(r.Figures, f)
+		}
+	}
 }
 
 // median is the middle of the values, or the mean of the two in the middle.

@@ -52,6 +52,21 @@ func TestFiguresSurviveTheirFile(t *testing.T) {
 	}
 }
 
+func TestLaterFiguresCount(t *testing.T) {
+	r, later := sample(), &report{}
+	k := key{firstApply, million, onHost, ours}
+	later.add(k, seconds, 6)
+	later.add(key{lookups, 10, onHost, ours}, seconds, 1e-6)
+	n := len(r.Figures)
+	r.merge(later)
+	if f := r.find(k); f.Median != 6 || len(f.Runs) != 1 {
+		t.Errorf("the figure measured again is %+v", f)
+	}
+	if len(r.Figures) != n+1 || len(r.Machines) != 2 {
+		t.Errorf("%d figures and %d machines, want %d and 2", len(r.Figures), len(r.Machines), n+1)
+	}
+}
+
 func TestValuesHaveThreeDigits(t *testing.T) {
 	for _, c := range []struct {
 		value float64
