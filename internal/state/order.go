@@ -29,7 +29,8 @@ func (o Op) takesBack() bool { return o == Delete || o == Restore }
 type phase struct {
 	kind Kind
 	back bool
-	// long: a set of routes that is, and rules to tables that such a set is written into.
+	// long: a set of routes that is, or goes by a nexthop, and rules to tables that such
+	// a set is written into.
 	long bool
 	// descending applies the steps of the phase from the last to the first.
 	descending bool
@@ -45,7 +46,6 @@ var phases = [...]phase{
 	{kind: KindLinkGroup, why: "a suppress_ifgroup rule that finds no link in the group lets main decide replies"},
 	{kind: KindSysctl, why: "a reverse-path filter must be right before packets take the new way"},
 	{kind: KindLinkUp, why: "after its filter is right: the first packet may come with the link"},
-	{kind: KindNexthop, why: "after the addresses that a gateway is looked up among; routes name it"},
 	{kind: KindRoute, why: "a table is complete before any rule leads to it"},
 	{kind: KindNFTable, why: "a mark that no rule looks at changes no way"},
 	{kind: KindRule, why: "ascending: main's own networks are let through before a source rule catches them"},
@@ -63,6 +63,7 @@ var phases = [...]phase{
 	{kind: KindNFTable, back: true, why: "marks mean nothing when their rules are gone"},
 	{kind: KindRoute, back: true, why: "a table is emptied only after the rules to it are gone, or it would leak into main"},
 	{kind: KindLinkUp, back: true, why: "a link goes down when nothing uses it"},
+	{kind: KindNexthop, why: "routes name it; and below a million IPv6 routes another gateway takes the kernel half a second"},
 	{kind: KindRoute, long: true, why: "nothing else waits for a million prefixes"},
 	{kind: KindRule, long: true, why: "a table is complete before any rule leads to it"},
 	{kind: KindNexthop, back: true, why: "after the routes that take the place of those by it; the others go with it, in one message"},
@@ -80,7 +81,7 @@ func phaseOf(s Step, filling map[familyTable]bool) int {
 	long := false
 	switch o := s.Object.(type) {
 	case RouteSet:
-		long = o.Dsts.Len() >= LongSet
+		long = o.isLong()
 	case Rule:
 		long = !s.Op.takesBack() && o.Action == Lookup && filling[familyTable{o.Family, o.Table}]
 	}
@@ -92,11 +93,14 @@ func phaseOf(s Step, filling map[familyTable]bool) int {
 	return len(phases)
 }
 
+// isLong reports whether the set belongs to the rows of long ones.
+func (s RouteSet) isLong() bool { return s.Dsts.Len() >= LongSet || s.Nexthop != 0 }
+
 // filling are the tables that steps write long sets of routes into.
 func filling(steps []Step) map[familyTable]bool {
 	var tables map[familyTable]bool
 	for _, s := range steps {
-		if o, ok := s.Object.(RouteSet); ok && !s.Op.takesBack() && o.Dsts.Len() >= LongSet {
+		if o, ok := s.Object.(RouteSet); ok && !s.Op.takesBack() && o.isLong() {
 			mark(&tables, familyTable{o.Family, o.Table})
 		}
 	}
