@@ -28,56 +28,110 @@ func (e errForeign) Unwrap() error { return e.err }
 // balance applies steps about services or destinations, in batches.
 func (a *application) balance(ctx context.Context, start, end int) {
 	number, err := a.host.ipvsNumber()
-	for start < end {
-		stop := min(end, start+batchMessages)
-		if ctx.Err() != nil {
-			for i := start; i < end; i++ {
-				a.settle(i, stopped, nil)
-			}
-			return
+	if a.plan.Steps[start].Object.Kind() == state.KindDestination {
+		for ; start < end && ctx.Err() == nil; start += batchMessages {
+			a.destinationBatch(number, err, start, min(end, start+batchMessages))
 		}
-		if a.plan.Steps[start].Object.Kind() == state.KindService {
-			a.serviceBatch(number, err, start, stop)
-		} else {
-			a.destinationBatch(number, err, start, stop)
+	} else {
+		fresh, unsaved := a.noteServices(start, end)
+		err = cmp.Or(unsaved, err)
+		for ; start < end && ctx.Err() == nil; start += batchMessages {
+			stop := min(end, start+batchMessages)
+			a.serviceBatch(number, err, start, stop, fresh[:stop-start])
+			fresh = fresh[stop-start:]
 		}
-		start = stop
+		a.forgetUnsent(fresh, start)
+	}
+	for ; start < end; start++ {
+		a.settle(start, stopped, nil)
 	}
 }
 
-// serviceBatch applies steps about services that are of one operation.
-func (a *application) serviceBatch(number uint16, missing error, start, end int) {
+// noteServices records the services that are about to be added, and tells which
+// of them were not sisod's before. The ledger is written once: its size is that
+// of all services, and a write a batch would cost their square.
+func (a *application) noteServices(start, end int) (fresh []bool, err error) {
+	g := a.host.ledger
+	fresh = make([]bool, end-start)
+	for i := range fresh {
+		if step := a.plan.Steps[start+i]; step.Op == state.Add {
+			fresh[i] = g.noteService(step.Object.(state.Service).ServiceKey)
+		}
+	}
+	return fresh, g.save()
+}
+
+// forgetUnsent takes back what noteServices said of the services from a step on.
+func (a *application) forgetUnsent(fresh []bool, from int) {
+	for i, is := range fresh {
+		if is {
+			a.host.ledger.forgetService(a.plan.Steps[from+i].Object.(state.Service).ServiceKey)
+		}
+	}
+	if err := a.host.ledger.save(); err != nil {
+		// A service that is not there is found to be absent by the next read.
+		a.host.options.Log.Warn("ledger not written", "error", err)
+	}
+}
+
+// genericBatch gathers messages of a generic netlink family; their bodies are
+// parts of one.
+type genericBatch struct {
+	family uint16
+	body   []byte
+	start  int
+	msgs   []message
+}
+
+// ipvsBody is more than most messages about a service or destination take.
+const ipvsBody = 160
+
+func newGenericBatch(family uint16, most int) *genericBatch {
+	return &genericBatch{family: family, body: make([]byte, 0, most*ipvsBody), msgs: make([]message, 0, most)}
+}
+
+// begin begins a message: its attributes are appended to what it returns.
+func (g *genericBatch) begin(command uint8) []byte {
+	g.start = len(g.body)
+	return append(g.body, command, 1, 0, 0)
+}
+
+// end takes in what begin returned, with the attributes.
+func (g *genericBatch) end(b []byte) {
+	g.body = b
+	g.msgs = append(g.msgs, message{kind: g.family, body: b[g.start:len(b):len(b)]})
+}
+
+// serviceBatch applies steps about services that are of one operation. fresh are
+// those that noteServices found not to have been sisod's before.
+func (a *application) serviceBatch(number uint16, missing error, start, end int, fresh []bool) {
 	g := a.host.ledger
 	errs := make([]error, end-start)
-	fresh := make([]bool, end-start)
-	var msgs []message
-	var sent []int
+	batch := newGenericBatch(number, len(errs))
+	sent := make([]int, 0, len(errs))
 	rescheduled := map[state.Family]bool{}
 	for i := range errs {
 		step := a.plan.Steps[start+i]
 		s := step.Object.(state.Service)
-		var m message
 		switch step.Op {
 		case state.Delete:
 			if !g.ownsService(s.ServiceKey) {
 				continue
 			}
-			m = genericMessage(number, ipvsDelService, appendServiceName(nil, s.ServiceKey))
+			batch.end(appendServiceName(batch.begin(ipvsDelService), s.ServiceKey))
 		case state.Replace:
 			if a.host.cached.Observed.Services[s.ServiceKey].Scheduler != s.Scheduler {
 				rescheduled[s.Family] = true
 			}
-			m = genericMessage(number, ipvsSetService, appendService(nil, s))
+			batch.end(appendService(batch.begin(ipvsSetService), s))
 		default:
-			fresh[i] = g.noteService(s.ServiceKey)
-			m = genericMessage(number, ipvsNewService, appendService(nil, s))
+			batch.end(appendService(batch.begin(ipvsNewService), s))
 		}
-		msgs, sent = append(msgs, m), append(sent, i)
+		sent = append(sent, i)
 	}
+	msgs := batch.msgs
 	answers := make([]error, len(msgs))
-	switch err := g.save(); {
-	case err != nil:
-		fill(answers, err)
+	switch {
 	case missing != nil:
 		fill(answers, missing)
 	case len(rescheduled) > 0:
@@ -134,12 +188,11 @@ func serviceError(s state.Service, err error) error {
 func (a *application) destinationBatch(number uint16, missing error, start, end int) {
 	errs := make([]error, end-start)
 	held := make([]string, end-start)
-	var msgs []message
-	var sent []int
+	batch := newGenericBatch(number, len(errs))
+	sent := make([]int, 0, len(errs))
 	for i := range errs {
 		step := a.plan.Steps[start+i]
 		d := step.Object.(state.Destination)
-		var m message
 		if held[i] = a.holds(start + i); held[i] != "" {
 			continue
 		}
@@ -148,14 +201,15 @@ func (a *application) destinationBatch(number uint16, missing error, start, end 
 			if !a.host.ledger.ownsService(d.Service) {
 				continue
 			}
-			m = genericMessage(number, ipvsDelDest, appendDestinationName(nil, d.DestinationKey))
+			batch.end(appendDestinationName(batch.begin(ipvsDelDest), d.DestinationKey))
 		case step.Op == state.Replace:
-			m = genericMessage(number, ipvsSetDest, appendDestination(nil, d))
+			batch.end(appendDestination(batch.begin(ipvsSetDest), d))
 		default:
-			m = genericMessage(number, ipvsNewDest, appendDestination(nil, d))
+			batch.end(appendDestination(batch.begin(ipvsNewDest), d))
 		}
-		msgs, sent = append(msgs, m), append(sent, i)
+		sent = append(sent, i)
 	}
+	msgs := batch.msgs
 	answers := make([]error, len(msgs))
 	if missing != nil {
 		fill(answers, missing)

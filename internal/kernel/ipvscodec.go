@@ -7,6 +7,8 @@ import (
 	"net/netip"
 	"time"
 
+	"golang.org/x/sys/unix"
+
 	"github.com/sisod/sisod/internal/state"
 )
 
@@ -125,7 +127,10 @@ func ipvsAddr(f state.Family, value []byte) (netip.Addr, error) {
 }
 
 func appendUint16(b []byte, kind uint16, v uint16) []byte {
-	return appendAttribute(b, kind, binary.NativeEndian.AppendUint16(nil, v)...)
+	b = binary.NativeEndian.AppendUint16(b, unix.SizeofNlAttr+2)
+	b = binary.NativeEndian.AppendUint16(b, kind)
+	b = binary.NativeEndian.AppendUint16(b, v)
+	return append(b, 0, 0)
 }
 
 func appendPort(b []byte, kind uint16, port uint16) []byte {
@@ -166,9 +171,10 @@ func appendService(b []byte, s state.Service) []byte {
 	b = appendServiceKey(b, s.ServiceKey)
 	b = appendString(b, serviceScheduler, s.Scheduler)
 	// Flags, and which of them to set: the kernel keeps the one that is its own.
-	flags := binary.NativeEndian.AppendUint32(nil, s.Flags&^hashedService)
-	flags = binary.NativeEndian.AppendUint32(flags, ^uint32(hashedService))
-	b = appendAttribute(b, serviceFlags, flags...)
+	var flags [8]byte
+	binary.NativeEndian.PutUint32(flags[:], s.Flags&^hashedService)
+	binary.NativeEndian.PutUint32(flags[4:], ^uint32(hashedService))
+	b = appendAttribute(b, serviceFlags, flags[:]...)
 	b = appendUint32(b, serviceTimeout, uint32(s.Timeout/time.Second))
 	if s.Family == state.IPv6 {
 		b = appendUint32(b, serviceNetmask, uint32(s.Netmask))

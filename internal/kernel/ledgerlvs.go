@@ -3,9 +3,12 @@ package kernel
 import (
 	"cmp"
 	"encoding/json"
+	"fmt"
 	"maps"
 	"net/netip"
 	"slices"
+	"strconv"
+	"strings"
 	"time"
 
 	"github.com/sisod/sisod/internal/state"
@@ -56,7 +59,7 @@ type vipEntry struct {
 	Addr netip.Addr `json:"addr"`
 }
 
-// serviceEntry is a state.ServiceKey as the file spells it.
+// serviceEntry is a state.ServiceKey as the file spells it for what drains.
 type serviceEntry struct {
 	Family   state.Family    `json:"family"`
 	Protocol state.Transport `json:"protocol,omitempty"`
@@ -65,27 +68,69 @@ type serviceEntry struct {
 	Mark     uint32          `json:"mark,omitempty"`
 }
 
-// services is a set that is a sorted list in the file.
+// services is a set that is a sorted list of words in the file: there may be
+// thousands, and they are written and read again with every change.
 type services map[state.ServiceKey]bool
 
 func (s services) MarshalJSON() ([]byte, error) {
-	list := []serviceEntry{}
-	for _, k := range slices.SortedFunc(maps.Keys(s), state.CompareServices) {
-		list = append(list, serviceEntry(k))
+	b := make([]byte, 0, 2+len(s)*len(`"132 203.0.113.255:65535",`))
+	b = append(b, '[')
+	for i, k := range slices.SortedFunc(maps.Keys(s), state.CompareServices) {
+		if i > 0 {
+			b = append(b, ',')
+		}
+		b = append(appendServiceText(append(b, '"'), k), '"')
 	}
-	return json.Marshal(list)
+	return append(b, ']'), nil
 }
 
 func (s *services) UnmarshalJSON(b []byte) error {
-	var list []serviceEntry
+	var list []string
 	if err := json.Unmarshal(b, &list); err != nil {
 		return err
 	}
-	*s = services{}
-	for _, e := range list {
-		(*s)[state.ServiceKey(e)] = true
+	*s = make(services, len(list))
+	for _, text := range list {
+		k, err := serviceOfText(text)
+		if err != nil {
+			return err
+		}
+		(*s)[k] = true
 	}
 	return nil
+}
+
+// appendServiceText spells a service for the file: "6 203.0.113.1:80", by the
+// number of its protocol, or "IPv4 fwmark 7".
+func appendServiceText(b []byte, k state.ServiceKey) []byte {
+	if k.Mark != 0 {
+		b = append(append(b, k.Family.String()...), " fwmark "...)
+		return strconv.AppendUint(b, uint64(k.Mark), 10)
+	}
+	b = append(strconv.AppendUint(b, uint64(k.Protocol), 10), ' ')
+	return netip.AddrPortFrom(k.Addr, k.Port).AppendTo(b)
+}
+
+func serviceOfText(text string) (state.ServiceKey, error) {
+	first, rest, _ := strings.Cut(text, " ")
+	if mark, is := strings.CutPrefix(rest, "fwmark "); is {
+		i := slices.IndexFunc(state.Families[:], func(f state.Family) bool { return f.String() == first })
+		n, err := strconv.ParseUint(mark, 10, 32)
+		if i < 0 || err != nil || n == 0 {
+			return state.ServiceKey{}, fmt.Errorf("no service: %q", text)
+		}
+		return state.ServiceKey{Family: state.Families[i], Mark: uint32(n)}, nil
+	}
+	protocol, err := strconv.ParseUint(first, 10, 8)
+	at, err2 := netip.ParseAddrPort(rest)
+	if err != nil || err2 != nil || at.Addr().Zone() != "" {
+		return state.ServiceKey{}, fmt.Errorf("no service: %q", text)
+	}
+	f := state.IPv6
+	if at.Addr().Is4() {
+		f = state.IPv4
+	}
+	return state.ServiceKey{Family: f, Protocol: state.Transport(protocol), Addr: at.Addr(), Port: at.Port()}, nil
 }
 
 // timeoutsEntry is a value as found and as set, in the manner of sysctlEntry.
