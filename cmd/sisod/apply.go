@@ -56,7 +56,7 @@ Exit code 0: done, 2: done but with problems, 1: error.`,
 			outcomes, err := pass.Apply(cmd.Context(), s.host, func(o kernel.Outcome) {
 				if o.Done() {
 					for _, line := range stepLines(pal, o.Step, pass.Plan.Names) {
-						fmt.Fprintln(out, line)
+						_, _ = out.WriteString(line + "\n")
 					}
 				}
 			})

@@ -48,7 +48,7 @@ holds still until apply, reload or restart.`,
 			outcomes, err := pass.Apply(cmd.Context(), host, func(o kernel.Outcome) {
 				if o.Done() {
 					for _, line := range stepLines(pal, o.Step, pass.Plan.Names) {
-						fmt.Fprintln(out, line)
+						_, _ = out.WriteString(line + "\n")
 					}
 				}
 			})

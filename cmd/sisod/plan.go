@@ -69,20 +69,24 @@ func planText(w io.Writer, pal palette, pass daemon.Pass) {
 	fmt.Fprintln(w, plural(len(pass.Plan.Steps), "step"))
 }
 
+// kindWidth is the width of the column of kinds.
+const kindWidth = 11
+
 // stepLines spells a step, a route to a line.
 func stepLines(pal palette, s state.Step, names state.Names) []string {
-	paint := painter(pal, s.Op)
-	var lines []string
-	for object := range strings.SplitSeq(s.Object.Spell(names), "\n") {
-		kind := s.Object.Kind().String()
-		if familyOf(s.Object) == state.IPv6 {
-			kind += " -6"
-		}
-		line := fmt.Sprintf("%s %-10s %s", paint(s.Op.Sign()), kind, object)
-		if s.Origin != "" {
-			line += pal.dim("   # " + s.Origin)
-		}
-		lines = append(lines, line)
+	sign, kind, origin := painter(pal, s.Op)(s.Op.Sign()), s.Object.Kind().String(), ""
+	if familyOf(s.Object) == state.IPv6 {
+		kind += " -6"
+	}
+	if s.Origin != "" {
+		origin = pal.dim("   # " + s.Origin)
+	}
+	// Not by Sprintf: there may be tens of thousands of lines.
+	kind += strings.Repeat(" ", max(1, kindWidth-len(kind)))
+	spelled := s.Object.Spell(names)
+	lines := make([]string, 0, 1+strings.Count(spelled, "\n"))
+	for object := range strings.SplitSeq(spelled, "\n") {
+		lines = append(lines, sign+" "+kind+object+origin)
 	}
 	for _, l := range s.Lines {
 		line := fmt.Sprintf("  %s %s", painter(pal, l.Op)(l.Op.Sign()), l.Text)

@@ -6,6 +6,8 @@ import (
 	"log/slog"
 	"os"
 	"os/signal"
+	"runtime"
+	"runtime/debug"
 	"syscall"
 	"time"
 
@@ -23,8 +25,21 @@ type session struct {
 	host   *kernel.Host
 }
 
+// collectLate has garbage collected for the first time when the heap is 32 MiB,
+// and from then on as always: most commands end before that, and collecting a
+// small heap again and again was a fifth of their work.
+func collectLate() {
+	if os.Getenv("GOGC") != "" {
+		return
+	}
+	const percentOf4MiB = 800
+	usual := debug.SetGCPercent(percentOf4MiB)
+	runtime.AddCleanup(new([4]*int), func(percent int) { debug.SetGCPercent(percent) }, usual)
+}
+
 // open loads the profiles and opens the kernel.
 func (p *places) open() (*session, error) {
+	collectLate()
 	if err := p.becomeKeeper(); err != nil {
 		return nil, err
 	}
