@@ -45,7 +45,7 @@ lab: build stockvm
 ## boot-test  the packages in a whole Debian with systemd: boot, reload, upgrade, removal
 boot-test: tools
 	@packaging/tools.sh boot
-	go test -tags boot -timeout $(TEST_TIMEOUT) -v ./packaging/boot
+	go test -tags boot -timeout $(LAB_TIMEOUT) -v ./packaging/boot
 
 ## test-pure  the tests that need neither root nor a kernel
 test-pure:

@@ -23,15 +23,15 @@ import (
 const (
 	suite     = "bookworm"
 	mirror    = "http://deb.debian.org/debian"
-	diskBytes = "1200M"
+	diskBytes = "1600M"
 	// recipeVersion is for changes of what is not in the key otherwise.
 	recipeVersion = "1"
 )
 
 var debianPackages = []string{
 	"systemd", "systemd-sysv", "libpam-systemd", "udev", "dbus", "kmod", "procps",
-	"iproute2", "nftables", "ipvsadm", "curl", "iputils-ping", "busybox", "dnsmasq-base",
-	"keepalived", "network-manager", "ifupdown", "isc-dhcp-client", "rpm",
+	"iproute2", "nftables", "ipvsadm", "curl", "iputils-ping", "busybox-static", "dnsmasq-base",
+	"keepalived", "network-manager", "ifupdown", "isc-dhcp-client", "docker.io", "rpm",
 }
 
 // moduleFolders are the kernel's modules that the disk gets.
@@ -164,8 +164,12 @@ func fill(ctx context.Context, root string, k vm.Kernel) error {
 	}
 	err = eachDiskFile(func(path string, content []byte) error {
 		mode := os.FileMode(0o644)
-		if filepath.Base(filepath.Dir(path)) == "sbin" {
+		switch {
+		case filepath.Base(filepath.Dir(path)) == "sbin":
 			mode = 0o755
+		case filepath.Ext(path) == ".nmconnection":
+			// NetworkManager takes none that others can read.
+			mode = 0o600
 		}
 		if err := os.MkdirAll(filepath.Dir(filepath.Join(root, path)), 0o755); err != nil {
 			return err
@@ -179,7 +183,7 @@ func fill(ctx context.Context, root string, k vm.Kernel) error {
 	// do not run.
 	for _, do := range [][]string{
 		{"enable", "boot-guest.service", "world.service", "early-rules.service", "witness.service", "systemd-networkd.service", "systemd-networkd-wait-online.service"},
-		{"disable", "NetworkManager.service", "NetworkManager-wait-online.service", "networking.service", "keepalived.service"},
+		{"disable", "NetworkManager.service", "NetworkManager-wait-online.service", "networking.service", "keepalived.service", "docker.service", "docker.socket", "containerd.service"},
 		{"mask", "getty.target", "serial-getty@ttyS0.service", "apt-daily.timer", "apt-daily-upgrade.timer", "dpkg-db-backup.timer", "systemd-pstore.service", "e2scrub_reap.service", "e2scrub_all.timer"},
 	} {
 		if err := program(ctx, "systemctl", append([]string{"--root=" + root, "-q"}, do...)...); err != nil {

@@ -31,6 +31,12 @@ type absence struct {
 // addressPattern is an address that comes, in the words of ip monitor.
 var addressPattern = regexp.MustCompile(`^(Deleted )?\d+: \S+ inet6? ([0-9a-f.:]+)/`)
 
+// configured waits until networkd has done all that it has to.
+func (m *machine) configured(t *testing.T) {
+	t.Helper()
+	m.until(t, "networkctl --no-legend | grep -c 'routable *configured' | grep 3")
+}
+
 func absences(t *testing.T, log string) []absence {
 	t.Helper()
 	var list []*absence
@@ -74,7 +80,7 @@ func TestNetworkdLeavesSisodAloneWithTheDropIn(t *testing.T) {
 	m := ready(t)
 	m.run(t, "test -e "+networkdDropIn)
 	m.run(t, "systemctl restart systemd-networkd")
-	m.until(t, "networkctl --no-legend | grep -c 'routable *configured' | grep 3")
+	m.configured(t)
 	m.until(t, "sisod status")
 	before := m.owned(t)
 	if status := m.run(t, "sisod status"); !strings.Contains(status, "systemd-networkd") || strings.Contains(status, "deletes") {
@@ -83,7 +89,7 @@ func TestNetworkdLeavesSisodAloneWithTheDropIn(t *testing.T) {
 	for _, line := range disturbances {
 		m.events(t)
 		m.run(t, line)
-		m.until(t, "networkctl --no-legend | grep -c 'routable *configured' | grep 3")
+		m.configured(t)
 		m.until(t, "sisod status")
 		if after := m.owned(t); after != before {
 			t.Errorf("%s: there is\n%s\nbefore there was\n%s", line, after, before)
@@ -97,11 +103,32 @@ func TestNetworkdLeavesSisodAloneWithTheDropIn(t *testing.T) {
 	}
 }
 
+func TestRestartOfNetworkdThatKeepsAddressesIsNotNoticed(t *testing.T) {
+	m := ready(t)
+	for _, link := range []string{"wan1", "wan2", "lan"} {
+		m.write(t, "/etc/systemd/network/"+link+".network.d/keep.conf", "[Network]\nKeepConfiguration=yes\n")
+	}
+	t.Cleanup(func() { m.run(t, "rm -r /etc/systemd/network/*.network.d; systemctl restart systemd-networkd") })
+	for _, first := range []bool{true, false} {
+		m.events(t)
+		m.run(t, "systemctl restart systemd-networkd")
+		m.configured(t)
+		m.until(t, "sisod status")
+		for _, e := range parseLog(t, m.events(t)) {
+			// The first restart is for the setting to be read.
+			gone := strings.HasPrefix(e.text, "Deleted ") && addressPattern.MatchString(e.text)
+			if !first && (ours(e.text) || gone) {
+				t.Errorf("restart of networkd: %s", e.text)
+			}
+		}
+	}
+}
+
 func TestWhatNetworkdDeletesIsRepaired(t *testing.T) {
 	m := ready(t)
 	m.run(t, "mkdir -p /etc/systemd/networkd.conf.d; ln -s /dev/null /etc/systemd/networkd.conf.d/10-sisod.conf")
 	m.run(t, "systemctl restart systemd-networkd")
-	m.until(t, "networkctl --no-legend | grep -c 'routable *configured' | grep 3")
+	m.configured(t)
 	m.until(t, "sisod status")
 	before := m.owned(t)
 	expect(t, "status without the drop-in", m.run(t, "sisod status"), "systemd-networkd deletes others' rules and routes")
@@ -109,7 +136,7 @@ func TestWhatNetworkdDeletesIsRepaired(t *testing.T) {
 	for _, line := range disturbances {
 		m.events(t)
 		m.run(t, line)
-		m.until(t, "networkctl --no-legend | grep -c 'routable *configured' | grep 3")
+		m.configured(t)
 		m.until(t, "sisod status")
 		if after := m.owned(t); after != before {
 			t.Errorf("%s: there is\n%s\nbefore there was\n%s", line, after, before)

@@ -17,8 +17,8 @@ type stream struct{ m *machine }
 // startStream starts a web server on the host, and the client.
 func (m *machine) startStream(t *testing.T) stream {
 	t.Helper()
-	m.run(t, "mkdir -p /srv/web; echo hello >/srv/web/index.html; rm -f /run/requests /run/pings")
-	m.run(t, "systemd-run -q --collect --unit=web busybox httpd -f -p 8080 -h /srv/web")
+	m.serve(t)
+	m.run(t, "rm -f /run/requests /run/pings")
 	const in = "systemd-run -q --collect -p NetworkNamespacePath=/run/netns/world "
 	// Standard error, unlike standard output, is in the file at once.
 	m.run(t, in+"--unit=requests -p StandardError=file:/run/requests curl -s --interface 192.0.2.10 --retry 0 --max-time 10 -H 'Connection: close' -o /dev/null -w '%{stderr}%{http_code}\\n' 'http://198.51.100.2:8080/?[1-1000000]'")
