@@ -55,7 +55,7 @@ type socket struct {
 func CapacityOf(d *profiles.Director, c *profiles.Config, s state.State, f state.Facts) Capacity {
 	var all Capacity
 	mine := map[state.ServiceKey]bool{}
-	for _, key := range keysOf(d) {
+	for _, key := range ServicesOf(d) {
 		mine[key] = true
 	}
 	for _, fam := range state.Families {
@@ -107,7 +107,7 @@ func sharing(c *profiles.Config, sources []netip.Addr) map[state.ServiceKey]bool
 	for i := range c.Directors {
 		d := &c.Directors[i]
 		if d.Mode == profiles.FullNAT && slices.ContainsFunc(d.SNAT, func(s profiles.At[netip.Addr]) bool { return slices.Contains(sources, s.Value) }) {
-			for _, key := range keysOf(d) {
+			for _, key := range ServicesOf(d) {
 				services[key] = true
 			}
 		}

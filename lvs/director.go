@@ -51,8 +51,8 @@ func placesOf(d *profiles.Director) []place {
 	return places
 }
 
-// keysOf are the keys of placesOf.
-func keysOf(d *profiles.Director) []state.ServiceKey {
+// ServicesOf are the services that a director asks for, in the profile's order.
+func ServicesOf(d *profiles.Director) []state.ServiceKey {
 	places := placesOf(d)
 	keys := make([]state.ServiceKey, len(places))
 	for i, p := range places {

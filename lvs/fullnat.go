@@ -86,7 +86,7 @@ func (b *builder) pool(d *profiles.Director, f state.Family) []netip.Addr {
 // services are the keys of a director's services that are sisod's, in order.
 func (b *builder) services(d *profiles.Director) []state.ServiceKey {
 	var keys []state.ServiceKey
-	for _, key := range keysOf(d) {
+	for _, key := range ServicesOf(d) {
 		if _, ours := b.Services[key]; ours {
 			keys = append(keys, key)
 		}
@@ -137,7 +137,7 @@ func (b *builder) others(key state.ServiceKey) []state.NFRule {
 
 func (b *builder) isFullNAT(key state.ServiceKey) bool {
 	return slices.ContainsFunc(b.config.Directors, func(d profiles.Director) bool {
-		return d.Mode == profiles.FullNAT && slices.Contains(keysOf(&d), key)
+		return d.Mode == profiles.FullNAT && slices.Contains(ServicesOf(&d), key)
 	})
 }
 

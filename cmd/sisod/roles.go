@@ -73,12 +73,17 @@ func roles(c *profiles.Config, pass daemon.Pass) []roleStatus {
 		list = append(list, one)
 	}
 	shown := map[state.ServiceKey]bool{}
-	keys := slices.SortedFunc(maps.Keys(pass.Desired.Services), compareServices)
+	dests := map[state.ServiceKey][]state.Destination{}
+	for key, d := range pass.Desired.Destinations {
+		dests[key.Service] = append(dests[key.Service], d)
+	}
 	for _, d := range c.Directors {
 		one := roleStatus{Name: d.Name, Role: "director", Mode: string(d.Mode), VIPs: vips(d.VIPs, pass)}
+		keys := lvs.ServicesOf(&d)
+		slices.SortFunc(keys, compareServices)
 		for _, key := range keys {
-			if d.FWMark != 0 && key.Mark == d.FWMark || key.Mark == 0 && slices.ContainsFunc(d.Services, func(p profiles.Port) bool { return serves(d, p, key) }) {
-				one.Services = append(one.Services, service(key, pass))
+			if _, is := pass.Desired.Services[key]; is {
+				one.Services = append(one.Services, service(key, dests[key], pass))
 				shown[key] = true
 			}
 		}
@@ -89,21 +94,15 @@ func roles(c *profiles.Config, pass daemon.Pass) []roleStatus {
 		list = append(list, one)
 	}
 	removed := roleStatus{Role: "director", VIPs: []vipStatus{}}
-	for _, key := range keys {
+	for _, key := range slices.SortedFunc(maps.Keys(pass.Desired.Services), compareServices) {
 		if !shown[key] {
-			removed.Services = append(removed.Services, service(key, pass))
+			removed.Services = append(removed.Services, service(key, dests[key], pass))
 		}
 	}
 	if len(removed.Services) > 0 {
 		list = append(list, removed)
 	}
 	return append(list, proxies(c, pass)...)
-}
-
-// serves reports whether a key is a director's service of a port.
-func serves(d profiles.Director, p profiles.Port, key state.ServiceKey) bool {
-	return p.Number == key.Port && state.TransportNamed(p.Protocol) == key.Protocol &&
-		slices.ContainsFunc(d.VIPs, func(v profiles.At[netip.Addr]) bool { return v.Value == key.Addr })
 }
 
 func compareServices(a, b state.ServiceKey) int {
@@ -129,16 +128,14 @@ func options(s state.Service) string {
 	return strings.TrimPrefix(s.String(), s.Option()+" ")
 }
 
-func service(key state.ServiceKey, pass daemon.Pass) serviceStatus {
+func service(key state.ServiceKey, dests []state.Destination, pass daemon.Pass) serviceStatus {
 	have, present := pass.Observed.Services[key]
 	if !present {
 		have = pass.Desired.Services[key]
 	}
 	s := serviceStatus{Service: key.Option(), Scheduler: have.Scheduler, Options: options(have), Present: present, Destinations: []destinationStatus{}}
-	for dest, want := range pass.Desired.Destinations {
-		if dest.Service != key {
-			continue
-		}
+	for _, want := range dests {
+		dest := want.DestinationKey
 		have, present := pass.Observed.Destinations[dest]
 		if !present {
 			have = want

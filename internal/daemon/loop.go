@@ -24,8 +24,12 @@ const (
 	restMost  = 2 * time.Second
 	fullPass  = 5 * time.Minute
 	// silentLook is how often is looked at what changes without an event: IPVS, and
-	// sysctls of which the kernel does not tell.
+	// sysctls of which the kernel does not tell. Where one look takes long, because
+	// there are thousands of services, the next one comes lookShare times later than
+	// that, and at the latest after silentMost.
 	silentLook = 2 * time.Second
+	silentMost = time.Minute
+	lookShare  = 100
 	// proxyLook is how often the sockets of transparent proxies are looked at.
 	proxyLook = 30 * time.Second
 	// marksRest is how long rules of others about marks are left to come to rest
@@ -210,7 +214,7 @@ func (l *loop) run(ctx context.Context) {
 // Passes do not put it off: they read what their own triggers name.
 func (l *loop) lookAgain(silent *time.Timer) {
 	if !l.looks && l.config != nil && l.Host.Silent() {
-		silent.Reset(silentLook)
+		silent.Reset(lookPause(l.Host.LookCost()))
 		l.looks = true
 	}
 }
@@ -218,6 +222,11 @@ func (l *loop) lookAgain(silent *time.Timer) {
 // hear pulls the trigger for an event of the kernel.
 func (l *loop) hear(e kernel.Event) {
 	l.pending.event(e, l.Host.Expires(e))
+}
+
+// lookPause is how long after a look the next one comes.
+func lookPause(cost time.Duration) time.Duration {
+	return min(max(silentLook, cost*lookShare), silentMost)
 }
 
 // changed pulls the trigger for a change of files.

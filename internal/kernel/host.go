@@ -44,6 +44,7 @@ type Host struct {
 	order map[state.Family]ruleOrder
 	// seenIPVS is IPVS as of the last read of PartIPVS.
 	seenIPVS seenIPVS
+	lookCost time.Duration
 	// mains holds what was learned of main's routes, and expired the interfaces of
 	// which it has to be learned again; those in readdressed have other addresses.
 	mains       map[LinkFamily]*mainOfLink

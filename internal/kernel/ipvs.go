@@ -56,6 +56,7 @@ func (h *Host) readIPVS() error {
 			}
 		}
 	}
+	h.seenIPVS.take(s.services)
 	h.cached.Observed.Services, h.cached.Observed.Destinations = s.services, s.destinations
 	h.cached.Observed.Timeouts, h.cached.Observed.Syncs = s.timeouts, s.syncs
 	h.cached.Observed.Before.Timeouts = h.ledger.timeoutsBefore(s.timeouts)
@@ -128,7 +129,9 @@ func (s *balancer) take(h *Host, v state.Service) {
 
 func (s *balancer) takeDestination(d state.Destination, c state.Connections) {
 	s.destinations[d.DestinationKey] = d
-	s.facts.Connections[d.DestinationKey] = c
+	if c != (state.Connections{}) {
+		s.facts.Connections[d.DestinationKey] = c
+	}
 }
 
 // services lists all services. What each is told twice is the same service.

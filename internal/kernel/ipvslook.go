@@ -5,9 +5,11 @@ import (
 	"errors"
 	"fmt"
 	"hash/maphash"
+	"io"
 	"io/fs"
 	"maps"
 	"os"
+	"slices"
 
 	"github.com/sisod/sisod/internal/state"
 )
@@ -16,11 +18,14 @@ import (
 // namespace (net/netfilter/ipvs/ip_vs_ctl.c, ip_vs_info_seq_show).
 const procIPVS = "/proc/thread-self/net/ip_vs"
 
-// IPVSMoved reports whether IPVS is not as the last Read saw it: a service, a
-// destination, a weight, a forwarding method, a scheduler, persistence, a
-// timeout or a sync daemon. The kernel tells nobody of such changes, so that
-// they have to be looked for; one look costs a fraction of a Read. Thresholds,
-// tunnel types and the flags of schedulers are left to a Read.
+// closeLook is how many services one look reads whole. What the list does not
+// tell of them, thresholds, tunnel types and the flags of schedulers, is thus
+// seen by the next look where there are no more services, and else in turn.
+const closeLook = 32
+
+// IPVSMoved reports whether IPVS is not as the last Read saw it. The kernel tells
+// nobody of such changes, so that they have to be looked for; one look costs a
+// fraction of a Read.
 //
 // It is false when nobody asked for IPVS and nothing in it is sisod's.
 func (h *Host) IPVSMoved() (bool, error) {
@@ -53,7 +58,35 @@ func (h *Host) IPVSMoved() (bool, error) {
 	if err != nil {
 		return false, fmt.Errorf("look at ipvs sync daemons: %w", err)
 	}
-	return timeouts != h.cached.Observed.Timeouts || !maps.Equal(syncs, h.seenIPVS.syncs), nil
+	if timeouts != h.cached.Observed.Timeouts || !maps.Equal(syncs, h.seenIPVS.syncs) {
+		return true, nil
+	}
+	return h.closelyMoved(number)
+}
+
+// closelyMoved reads the services whose turn it is.
+func (h *Host) closelyMoved(number uint16) (bool, error) {
+	seen := h.cached.Observed
+	for range min(closeLook, len(h.seenIPVS.turns)) {
+		h.seenIPVS.next %= len(h.seenIPVS.turns)
+		key := h.seenIPVS.turns[h.seenIPVS.next]
+		h.seenIPVS.next++
+		s, found, err := h.generic.service(number, key)
+		if err != nil {
+			return false, fmt.Errorf("look at service %s: %w", key.Option(), err)
+		}
+		moved := !found || s != seen.Services[key]
+		err = h.generic.destinations(number, key, func(d state.Destination, _ state.Connections) {
+			moved = moved || seen.Destinations[d.DestinationKey] != d
+		})
+		if err != nil {
+			return false, fmt.Errorf("look at destinations of service %s: %w", key.Option(), err)
+		}
+		if moved {
+			return true, nil
+		}
+	}
+	return false, nil
 }
 
 // seenIPVS is what a look is compared with.
@@ -61,36 +94,96 @@ type seenIPVS struct {
 	seed  maphash.Seed
 	print uint64
 	syncs map[bool]state.SyncDaemon // sisod's and others'
+	// turns are sisod's services, and next the place in it of whose turn it is to be
+	// read whole.
+	turns  []state.ServiceKey
+	next   int
+	buffer []byte // of fingerprint
 }
+
+// take notes what was read. The order of turns is any, and stays while the
+// services do, so that each has its turn.
+func (s *seenIPVS) take(services map[state.ServiceKey]state.Service) {
+	same := len(s.turns) == len(services) && !slices.ContainsFunc(s.turns, func(k state.ServiceKey) bool {
+		_, there := services[k]
+		return !there
+	})
+	if !same {
+		s.turns = slices.AppendSeq(make([]state.ServiceKey, 0, len(services)), maps.Keys(services))
+	}
+}
+
+// listBuffer is a multiple of what the kernel gives at once of a list.
+const listBuffer = 32 << 10
 
 // fingerprint is a number that stands for all services and destinations, but
 // not for their connections.
 func (h *Host) fingerprint() (uint64, error) {
-	content, err := os.ReadFile(procIPVS)
-	if err != nil && !errors.Is(err, fs.ErrNotExist) {
+	s := &h.seenIPVS
+	if s.buffer == nil {
+		s.seed, s.buffer = maphash.MakeSeed(), make([]byte, listBuffer)
+	}
+	f, err := os.Open(procIPVS)
+	if errors.Is(err, fs.ErrNotExist) {
+		return fingerprint(s.seed, s.buffer, bytes.NewReader(nil))
+	}
+	if err != nil {
 		return 0, err
 	}
-	if h.seenIPVS.seed == (maphash.Seed{}) {
-		h.seenIPVS.seed = maphash.MakeSeed()
-	}
-	return fingerprint(h.seenIPVS.seed, content), nil
+	defer f.Close()
+	return fingerprint(s.seed, s.buffer, f)
 }
 
-func fingerprint(seed maphash.Seed, content []byte) uint64 {
+func fingerprint(seed maphash.Seed, buffer []byte, list io.Reader) (uint64, error) {
 	var hash maphash.Hash
 	hash.SetSeed(seed)
-	for line := range bytes.Lines(content) {
-		// "  -> 0A000007:0050      Route   1      0          0": the counters of
-		// connections come last.
-		if fields := bytes.Fields(line); len(fields) == 6 && string(fields[0]) == "->" {
-			for _, f := range fields[:4] {
-				_, _ = hash.Write(f)
-				_ = hash.WriteByte(' ')
+	held := 0 // bytes of a line that has not come to its end
+	for {
+		n, err := list.Read(buffer[held:])
+		rest := buffer[:held+n]
+		for {
+			i := bytes.IndexByte(rest, '\n')
+			if i < 0 {
+				break
 			}
-		} else {
-			_, _ = hash.Write(line)
+			_, _ = hash.Write(withoutCounters(rest[:i]))
+			_ = hash.WriteByte('\n')
+			rest = rest[i+1:]
 		}
-		_ = hash.WriteByte('\n')
+		if held = copy(buffer, rest); held == len(buffer) {
+			return 0, errMalformed
+		}
+		switch {
+		case err == io.EOF:
+			_, _ = hash.Write(buffer[:held])
+			return hash.Sum64(), nil
+		case err != nil:
+			return 0, err
+		}
 	}
-	return hash.Sum64()
+}
+
+var destinationLine = []byte("  -> ")
+
+// withoutCounters is a line of the list without the counters of connections,
+// which come last:
+//
+//	"  -> 0A000007:0050      Route   1      0          0         "
+func withoutCounters(line []byte) []byte {
+	if !bytes.HasPrefix(line, destinationLine) {
+		return line
+	}
+	rest := line
+	for range 2 {
+		rest = bytes.TrimRight(rest, " ")
+		i := len(rest)
+		for i > 0 && '0' <= rest[i-1] && rest[i-1] <= '9' {
+			i--
+		}
+		if i == 0 || i == len(rest) || rest[i-1] != ' ' {
+			return line
+		}
+		rest = rest[:i]
+	}
+	return rest
 }

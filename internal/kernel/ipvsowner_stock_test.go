@@ -194,4 +194,17 @@ func TestALookFindsWhatOthersDo(t *testing.T) {
 	look(true, "what was applied is looked at")
 	_ = exec.Command("bash", "-c", "exec 3<>/dev/tcp/203.0.113.1/80").Run()
 	look(false, "connections are no change")
+	k = tcp("203.0.113.1", 81)
+	d = balancing(service(k, "sh"), destination(k, "10.0.0.7", 81, state.TunnelTo, 1))
+	applyAll(t, h, plan(t, h, balanced, d))
+	look(true, "what was applied is looked at")
+	// The kernel's list tells nothing of these.
+	for _, line := range []string{
+		"-E -t 203.0.113.1:81 -s sh -b sh-port", "-e -t 203.0.113.1:81 -r 10.0.0.7:81 -i -w 1 -x 100 -y 50",
+		"-e -t 203.0.113.1:81 -r 10.0.0.7:81 -i -w 1 -x 100 -y 50 --tun-type gre",
+	} {
+		ipvsadm(t, line)
+		look(true, line)
+		look(false, "after "+line)
+	}
 }

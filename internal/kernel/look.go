@@ -3,8 +3,12 @@ package kernel
 import (
 	"fmt"
 	"maps"
+	"runtime"
 	"slices"
 	"strings"
+	"time"
+
+	"golang.org/x/sys/unix"
 )
 
 // watched are the paths of sysctls that the last Read looked at, whoever asked.
@@ -28,8 +32,29 @@ func (h *Host) Silent() bool {
 
 // Moved returns the parts of what is silent that are not as the last Read saw
 // them, or that nobody has read since they were written. One look costs a
-// fraction of a Read.
+// fraction of a Read; LookCost tells it.
 func (h *Host) Moved() (Parts, error) {
+	// The clock is the thread's.
+	runtime.LockOSThread()
+	defer runtime.UnlockOSThread()
+	start := threadTime()
+	defer func() { h.lookCost = threadTime() - start }()
+	return h.moved()
+}
+
+// LookCost is the processor's time that the last Moved took.
+func (h *Host) LookCost() time.Duration { return h.lookCost }
+
+// threadTime is the processor's time that the calling thread has had.
+func threadTime() time.Duration {
+	var t unix.Timespec
+	if unix.ClockGettime(unix.CLOCK_THREAD_CPUTIME_ID, &t) != nil {
+		return 0
+	}
+	return time.Duration(t.Nano())
+}
+
+func (h *Host) moved() (Parts, error) {
 	var parts Parts
 	moved, err := h.IPVSMoved()
 	if err != nil {

@@ -157,7 +157,8 @@ type IPVSFacts struct {
 	Missing string
 	// Foreign are the services of others.
 	Foreign map[ServiceKey]Service
-	// Connections counts, for each destination of sisod's services, those that it has.
+	// Connections counts, for each destination of sisod's services that has any,
+	// those that it has.
 	Connections map[DestinationKey]Connections
 	// Draining tells since when a destination takes no new connections because
 	// it was removed from a profile.
