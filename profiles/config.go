@@ -66,6 +66,8 @@ type Config struct {
 type Reading struct {
 	Stat fs.FileInfo
 	At   time.Time
+	// Sum is SumOf a profile's or the settings' text, 0 of a list's.
+	Sum uint64
 }
 
 // Settings are the values of sisod.toml.

@@ -3,6 +3,7 @@ package profiles
 import (
 	"errors"
 	"fmt"
+	"hash/crc64"
 	"io"
 	"io/fs"
 	"os"
@@ -227,7 +228,7 @@ func (l *loader) open(path string) (*os.File, int64, *fault) {
 	if l.readings == nil {
 		l.readings = map[string]Reading{}
 	}
-	l.readings[path] = Reading{stat, now}
+	l.readings[path] = Reading{Stat: stat, At: now}
 	return f, stat.Size(), nil
 }
 
@@ -254,8 +255,14 @@ func (l *loader) document(path string, settings bool) *node {
 		l.complain(path, faultf("delete the file if nothing is wanted, or write a comment into it", "the file is empty"))
 		return nil
 	}
+	reading := l.readings[path]
+	reading.Sum = SumOf(text)
+	l.readings[path] = reading
 	return parse(path, text, settings, &l.errs)
 }
+
+// SumOf is a number by which a text is told from what it was before.
+func SumOf(text []byte) uint64 { return crc64.Checksum(text, crc64.MakeTable(crc64.ECMA)) }
 
 func (l *loader) settings(path string, b *builder) {
 	if root := l.document(path, true); root != nil {

@@ -47,7 +47,7 @@ func (l lastGood) keep(c *profiles.Config, dir string) error {
 	if err := l.copy(c, dir); err != nil {
 		return fmt.Errorf("keep the last good configuration: %w", err)
 	}
-	if !asRead(c) {
+	if !asRead(c, l.fresh()) {
 		// They may have been written to since they were loaded.
 		if _, err := profiles.Load(l.fresh(), dir); err != nil {
 			return fmt.Errorf("keep the last good configuration: its files have changed meanwhile: %w", err)

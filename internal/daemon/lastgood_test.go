@@ -171,3 +171,13 @@ func TestEmptyConfigurationIsKeptAsSuch(t *testing.T) {
 		t.Errorf("the copy of nothing is %v, %v", c, err)
 	}
 }
+
+func TestProfileBrokenRightAfterLoadingIsNotKept(t *testing.T) {
+	dir, profile, _ := configDir(t)
+	write(t, profile, "[uplink.one]\ninterface = \"em1\"\n")
+	c := load(t, dir)
+	write(t, profile, "nonsense")
+	if err := (lastGood{t.TempDir()}).keep(c, dir); err == nil || !strings.Contains(err.Error(), "changed meanwhile") {
+		t.Errorf("keep a broken file: %v", err)
+	}
+}
