@@ -48,7 +48,7 @@ func (b *builder) room() {
 	}
 	b.Services, b.ServiceOrigins = make(map[state.ServiceKey]state.Service, services), make(map[state.ServiceKey]string, services)
 	b.Destinations = make(map[state.DestinationKey]state.Destination, destinations)
-	b.DestinationOrigins = make(map[state.DestinationKey]string, destinations)
+	b.BackendOrigins = make(map[state.ServiceKey]map[netip.AddrPort]string, services)
 	b.limits = make(map[state.ServiceKey]time.Duration, services)
 }
 

@@ -20,9 +20,9 @@ func (b *builder) director(d *profiles.Director) {
 		return
 	}
 	b.directorSysctls(d)
-	backends := backendsOf(d)
+	backends, origins := backendsOf(d)
 	for _, p := range placesOf(d) {
-		b.service(d, p.key, p.pos, backends)
+		b.service(d, p.key, p.pos, backends, origins)
 	}
 }
 
@@ -61,15 +61,10 @@ func ServicesOf(d *profiles.Director) []state.ServiceKey {
 	return keys
 }
 
-// backend is what all services of a director have of one real server.
-type backend struct {
-	dest   state.Destination // but for its service, and the port where that is the service's
-	origin string
-}
-
-// backendsOf are a director's real servers.
-func backendsOf(d *profiles.Director) []backend {
-	backends := make([]backend, len(d.RealServers))
+// backendsOf are a director's real servers, as destinations that have no service
+// yet, and no port where it is the service's; and where each was asked for.
+func backendsOf(d *profiles.Director) ([]state.Destination, map[netip.AddrPort]string) {
+	backends, origins := make([]state.Destination, len(d.RealServers)), map[netip.AddrPort]string{}
 	for i, r := range d.RealServers {
 		dest := state.Destination{
 			DestinationKey: state.DestinationKey{Addr: r.Address, Port: r.Port},
@@ -85,9 +80,9 @@ func backendsOf(d *profiles.Director) []backend {
 			dest.TunnelType = map[string]state.TunnelType{"gue": state.TunnelGUE, "gre": state.TunnelGRE}[d.Tunnel.Kind]
 			dest.TunnelPort = d.Tunnel.Port
 		}
-		backends[i] = backend{dest, r.Pos.Short()}
+		backends[i], origins[netip.AddrPortFrom(r.Address, r.Port)] = dest, r.Pos.Short()
 	}
-	return backends
+	return backends, origins
 }
 
 // directorVIPs puts the VIPs on their interface, and leads their replies by
@@ -177,7 +172,7 @@ func (b *builder) advertised(link string) bool {
 }
 
 // service adds a service and its destinations.
-func (b *builder) service(d *profiles.Director, key state.ServiceKey, pos profiles.Position, backends []backend) {
+func (b *builder) service(d *profiles.Director, key state.ServiceKey, pos profiles.Position, backends []state.Destination, origins map[netip.AddrPort]string) {
 	if foreign, taken := b.facts.IPVS.Foreign[key]; taken {
 		b.problem("director "+d.Name, pos, "the service %s is there already and somebody else's (%s); it is left alone: remove it, or take it out of the profile", key.Option(), foreign)
 		return
@@ -203,8 +198,8 @@ func (b *builder) service(d *profiles.Director, key state.ServiceKey, pos profil
 	// not to be counted twice.
 	ownFamily := slices.ContainsFunc(d.VIPs, func(v profiles.At[netip.Addr]) bool { return family(v.Value) != key.Family }) &&
 		slices.ContainsFunc(d.RealServers, func(r profiles.Backend) bool { return family(r.Address) == key.Family })
-	for _, r := range backends {
-		dest := r.dest
+	b.BackendOrigins[key] = origins
+	for _, dest := range backends {
 		if family(dest.Addr) != key.Family && (d.Mode != profiles.Tun || ownFamily) {
 			continue
 		}
@@ -213,7 +208,6 @@ func (b *builder) service(d *profiles.Director, key state.ServiceKey, pos profil
 			dest.Port = key.Port
 		}
 		b.Destinations[dest.DestinationKey] = dest
-		b.DestinationOrigins[dest.DestinationKey] = r.origin
 	}
 }
 

@@ -30,9 +30,11 @@ type Desired struct {
 	// (for all its routes), a TableName, a LinkGroup, a Sysctl, a Mark or an
 	// NFRuleText. Of services and destinations there are thousands: they have maps
 	// of their own.
-	Origins            map[any]string
-	ServiceOrigins     map[ServiceKey]string
-	DestinationOrigins map[DestinationKey]string
+	Origins        map[any]string
+	ServiceOrigins map[ServiceKey]string
+	// BackendOrigins tells it for a service's destinations, by address and port, 0
+	// being the service's. Services of one director share theirs.
+	BackendOrigins map[ServiceKey]map[netip.AddrPort]string
 
 	Problems []Problem
 	// Known are the gateways in use, for the Facts.Known of a later pass.
@@ -58,7 +60,12 @@ func (d Desired) Origin(o Object) string {
 	case Service:
 		return d.ServiceOrigins[o.ServiceKey]
 	case Destination:
-		return d.DestinationOrigins[o.DestinationKey]
+		backends := d.BackendOrigins[o.Service]
+		origin, ok := backends[netip.AddrPortFrom(o.Addr, o.Port)]
+		if !ok && o.Port == o.Service.Port {
+			origin = backends[netip.AddrPortFrom(o.Addr, 0)]
+		}
+		return origin
 	}
 	return d.Origins[o]
 }
