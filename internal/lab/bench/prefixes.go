@@ -157,4 +157,7 @@ func (s *site) whole(table string, n int) error {
 }
 
 // took adds a time to the figures.
-func (b *bench) took(k key, d time.Duration) { b.report.add(k, seconds, d.Seconds()) }
+func (b *bench) took(k key, d time.Duration) {
+	b.report.add(k, seconds, d.Seconds())
+	b.log.Printf("  %s, %s: %s", k.Program, k.Work, spell(d.Seconds(), seconds))
+}

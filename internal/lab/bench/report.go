@@ -35,6 +35,8 @@ type figure struct {
 	Unit   string    `json:"unit,omitempty"`
 	Runs   []float64 `json:"runs"`
 	Median float64   `json:"median"`
+	// Beyond is a program that was not waited for: it takes longer than Median.
+	Beyond bool `json:"beyond,omitempty"`
 }
 
 // add puts one run into the figure of its key.

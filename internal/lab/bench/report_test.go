@@ -110,6 +110,7 @@ func sample() *report {
 		r.add(key{firstServices, 100, inVM, program}, seconds, 0.1)
 		r.add(key{firstServices, 1000, inVM, program}, seconds, 1)
 	}
+	r.find(key{firstServices, 1000, inVM, keepalived}).Beyond = true
 	return r
 }
 
@@ -119,6 +120,7 @@ func TestTableSaysWhatWasReached(t *testing.T) {
 		`(?m)^\| 100,000 +\| +400 ms \| +1.60 s \| +500 ms \| +350 ms \|$`,
 		`(?m)^\| first apply of 100,000 prefixes +\| 400 ms +\| ip -batch 1.60 s, floor 350 ms +\| 4 × faster, 1.1 × the floor +\|.*\| yes +\|$`,
 		`(?m)^\| first apply of 1,000,000 prefixes +\|.*\| 4 × faster, 1.4 × the floor +\|.*\| \*\*no\*\* +\|$`,
+		`(?m)^\| 1,000 +\| +1 s \| +1 s \| +> 1 s \| +1 s \|$`,
 		`iproute2 6\.1\.0, ipvsadm 1\.31`,
 	} {
 		if !regexp.MustCompile(want).MatchString(table) {

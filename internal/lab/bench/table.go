@@ -12,7 +12,7 @@ import (
 func (r *report) list() string {
 	var b strings.Builder
 	for _, f := range r.Figures {
-		fmt.Fprintf(&b, "%s, %s, %s, %s: median %s of %d\n", f.Work, thousands(f.Size), f.Where, f.Program, spell(f.Median, f.Unit), len(f.Runs))
+		fmt.Fprintf(&b, "%s, %s, %s, %s: median %s of %d\n", f.Work, thousands(f.Size), f.Where, f.Program, f, len(f.Runs))
 	}
 	return b.String()
 }
@@ -91,7 +91,7 @@ func (r *report) matrix(m matrix) string {
 				row = append(row, "")
 				continue
 			}
-			row, any = append(row, spell(f.Median, f.Unit)), true
+			row, any = append(row, f.String()), true
 		}
 		if m.more != "" {
 			f := r.find(key{m.more, n, m.where, ours})
@@ -143,6 +143,14 @@ func markdown(rows [][]string, numbers int) string {
 		b.WriteString("|\n")
 	}
 	return b.String()
+}
+
+// String is the median, or that it is more.
+func (f *figure) String() string {
+	if f.Beyond {
+		return "> " + spell(f.Median, f.Unit)
+	}
+	return spell(f.Median, f.Unit)
 }
 
 // spell writes a value with three digits that count.
