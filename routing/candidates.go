@@ -55,6 +55,7 @@ func (b *builder) destinations() {
 			if origin == "" {
 				origin = pos
 			}
+			b.quiet(e)
 			if !e.Out || !e.Carrier {
 				continue // it falls back to what comes after
 			}

@@ -44,12 +44,20 @@ func (b *builder) wayTo(e *Exit, table uint32) state.Way {
 	w.Hops, w.Nexthop = state.Hops{}, id
 	b.Nexthops[id] = n
 	b.Origins[n] = e.profile.To[0].Pos.Short()
-	if _, there := b.facts.Sysctls[compatMode]; there {
-		s := state.Sysctl{Path: compatMode, Value: "0"}
-		b.Sysctls[s.Path] = s.Value
-		if b.Origins[s] == "" {
-			b.Origins[s] = b.Origins[n]
-		}
-	}
 	return w
+}
+
+// quiet keeps the kernel from spelling out the routes by nexthop objects, also while
+// the link of one is away: there is no time for it when that is back.
+func (b *builder) quiet(e *Exit) {
+	_, numbered := state.NexthopID(e.Table, e.Family)
+	_, there := b.facts.Sysctls[compatMode]
+	if !there || !numbered || b.facts.Nexthops.Missing != "" || !isLong(e.profile, e.Family) {
+		return
+	}
+	s := state.Sysctl{Path: compatMode, Value: "0"}
+	b.Sysctls[s.Path] = s.Value
+	if b.Origins[s] == "" {
+		b.Origins[s] = e.profile.To[0].Pos.Short()
+	}
 }

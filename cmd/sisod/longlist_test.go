@@ -11,6 +11,8 @@ import (
 	"testing"
 	"time"
 
+	"github.com/vishvananda/netlink"
+
 	"github.com/sisod/sisod/internal/lab"
 )
 
@@ -296,23 +298,49 @@ func TestALongListGivesWay(t *testing.T) {
 		return strings.Count(ip(t, h, "route", "show", "table", "destinations"), "nhid "+nexthop4)
 	}
 	_, log := startDaemon(t, h)
-	var there int
-	patiently(t, func() error {
-		// The table has its name before it has routes.
-		names := run(t, h, "sh", "-c", "cat /etc/iproute2/rt_tables.d/*.conf || true")
-		if !strings.Contains(names, "destinations") {
-			return errors.New("the table has no name yet")
+	// rules are the priorities of the IPv4 rules that are there, and which of them is the
+	// source rule of isp2. No process is started for it: the list is written in a second.
+	rules := func() (priorities map[int]bool, source *netlink.Rule) {
+		t.Helper()
+		priorities = map[int]bool{}
+		err := h.Do(func() error {
+			list, err := netlink.RuleList(netlink.FAMILY_V4)
+			for i := range list {
+				priorities[list[i].Priority] = true
+				if list[i].Src != nil && list[i].Src.IP.String() == "198.51.100.2" {
+					source = &list[i]
+				}
+			}
+			return err
+		})
+		if err != nil {
+			t.Fatal(err)
 		}
-		if !strings.Contains(run(t, h, "sh", "-c", "ip route show table destinations | head -5"), "nhid") {
-			return errors.New("nothing is written")
+		return priorities, source
+	}
+	const destinationsRule, lastRule = 12300, 12400
+	var source *netlink.Rule
+	wait(t, func() error {
+		var there map[int]bool
+		if there, source = rules(); !there[lastRule] || source == nil {
+			return errors.New("the rules are not there yet")
 		}
 		return nil
 	})
-	ip(t, h, "rule", "del", "from", "198.51.100.2", "proto", "115")
-	shows(t, h, "rule", "from 198.51.100.2 lookup isp2 proto 115")
-	if there = count(); there >= n {
-		t.Errorf("the rule came back when all %d prefixes were written", there)
+	if err := h.Do(func() error { return netlink.RuleDel(source) }); err != nil {
+		t.Fatal(err)
 	}
+	wait(t, func() error {
+		there, back := rules()
+		if back == nil {
+			return errors.New("the rule is not back")
+		}
+		if there[destinationsRule] {
+			t.Error("the rule came back when all prefixes were written")
+		}
+		return nil
+	})
+	var there int
 	patiently(t, func() error {
 		if there = count(); there != n {
 			return fmt.Errorf("%d of %d prefixes are written", there, n)
