@@ -358,15 +358,20 @@ func (w Way) slot() slot { return slot{w.Family, w.Table, w.Metric} }
 // and what must be deleted; a route that is overwritten is not deleted.
 func diffRoutes(observed, desired Routes) (write, remove Routes) {
 	write, remove = Routes{}, Routes{}
-	written := map[slot]prefix.Set{}
+	// Not one set a slot: to make one of a million and a few copies a million.
+	written := map[slot][]prefix.Set{}
 	for w, want := range desired {
 		if missing := want.Without(observed[w]); missing.Len() > 0 {
 			write[w] = missing
-			written[w.slot()] = written[w.slot()].Union(missing)
+			written[w.slot()] = append(written[w.slot()], missing)
 		}
 	}
 	for w, have := range observed {
-		if gone := have.Without(desired[w]).Without(written[w.slot()]); gone.Len() > 0 {
+		gone := have.Without(desired[w])
+		for _, dsts := range written[w.slot()] {
+			gone = gone.Without(dsts)
+		}
+		if gone.Len() > 0 {
 			remove[w] = gone
 		}
 	}
