@@ -187,7 +187,7 @@ func bar(t *testing.T, module string) (lift func()) {
 			return err
 		}
 		for l := range strings.Lines(string(loaded)) {
-			if m, _, _ := strings.Cut(l, " "); m != module && strings.HasPrefix(m, module+"_") {
+			if m, _, _ := strings.Cut(l, " "); m != module && (strings.HasPrefix(m, module+"_") || module == "nf_tables" && strings.HasPrefix(m, "nft_")) {
 				// What still uses it is told by the last one.
 				_ = exec.Command("rmmod", m).Run()
 			}
