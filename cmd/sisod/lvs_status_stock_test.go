@@ -255,7 +255,7 @@ func TestStockStatusNamesWhatTheKernelLacks(t *testing.T) {
 		lift := bar(t, "ip_vs")
 		started(t, h)
 		text := expect(t, h, 2, "status").stdout
-		contains(t, text, "no IPVS in this kernel", "director one, dr, 203.0.113.145 on eth0", "2 problems")
+		contains(t, text, "no IPVS in this kernel", "director one, dr, 203.0.113.145 not on this host", "2 problems")
 		if strings.Contains(text, "failed") {
 			t.Errorf("nothing was tried:\n%s", text)
 		}
