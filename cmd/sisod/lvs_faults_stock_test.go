@@ -311,10 +311,9 @@ func TestStockTunnelTakesPacketsOfItsDirectorsAlone(t *testing.T) {
 	} {
 		writeProfile(t, real, "lvs.toml", spell(l, "[real_server.web]\nmode = \"tun\"\nvip = \"VIP4\"\n"+c.director+"\n"))
 		apply(t, real, 0)
-		if !c.taken {
-			unanswered(t, l.Neighbour, vip)
-		} else if _, err := l.Neighbour.Fetch(t.Context(), vip, 0, patient); err != nil {
-			t.Errorf("with %q: %v", c.director, err)
+		// The real server may say that nobody takes such packets there.
+		if page, err := l.Neighbour.Fetch(t.Context(), vip, 0, patient); (err == nil) != c.taken {
+			t.Errorf("with %q: %+v %v", c.director, page, err)
 		}
 	}
 	if t.Failed() {
