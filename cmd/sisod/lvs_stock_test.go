@@ -20,11 +20,11 @@ const patient = 5 * time.Second
 // brief is how long a request that must fail is waited for.
 const brief = 1500 * time.Millisecond
 
-// loadLVS has the kernel load what modes stand on, so that devices and sysctls
-// of modules are there before a host is looked at.
+// loadLVS has the kernel load what tests stand on, so that devices and sysctls
+// of modules are there before a host is looked at, whatever the tests beside it load.
 func loadLVS(t *testing.T) {
 	t.Helper()
-	for _, m := range []string{"ip_vs", "ip_vs_rr", "ipip", "ip_gre", "sit", "ip6_tunnel", "ip6_gre", "fou", "fou6", "sctp"} {
+	for _, m := range []string{"ip_vs", "ip_vs_rr", "ipip", "ip_gre", "sit", "ip6_tunnel", "ip6_gre", "fou", "fou6", "sctp", "nf_conntrack", "ip_vs_lblc", "ip_vs_lblcr"} {
 		if out, err := exec.Command("modprobe", m).CombinedOutput(); err != nil {
 			t.Fatalf("modprobe %s: %v %s", m, err, out)
 		}
