@@ -248,17 +248,6 @@ func TestChangesOfNexthopsAreEvents(t *testing.T) {
 }
 
 func FuzzDecodeNexthop(f *testing.F) {
-	index := func(name string) int {
-		var i int32
-		_, _ = fmt.Sscanf(name, "link%d", &i)
-		return int(i)
-	}
-	name := func(index int) string {
-		if int32(index) <= 0 {
-			return ""
-		}
-		return fmt.Sprintf("link%d", int32(index))
-	}
 	for _, s := range spelledNexthops() {
 		body, err := appendNexthop(nil, s.nexthop, func(dev string) int { return int(dev[len(dev)-1]) })
 		if err != nil {
@@ -268,15 +257,15 @@ func FuzzDecodeNexthop(f *testing.F) {
 		f.Add(appendAttribute(slices.Clone(body), unix.NHA_GROUP, 5, 0, 0, 0, 2, 0, 0, 0))
 	}
 	f.Fuzz(func(t *testing.T, body []byte) {
-		n, err := decodeNexthop(body, name)
+		n, err := decodeNexthop(body, numberedLink)
 		if err != nil || !n.written() {
 			return
 		}
-		again, err := appendNexthop(nil, n.Nexthop, index)
+		again, err := appendNexthop(nil, n.Nexthop, indexOfNumbered)
 		if err != nil {
 			t.Fatalf("%s is understood and cannot be written: %v", n, err)
 		}
-		back, err := decodeNexthop(again, name)
+		back, err := decodeNexthop(again, numberedLink)
 		if err != nil || back.Nexthop != n.Nexthop {
 			t.Fatalf("%+v reads back as %+v, %v", n, back, err)
 		}

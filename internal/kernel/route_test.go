@@ -377,18 +377,22 @@ func TestRoutesThatWouldReadBackDifferentlyAreRefused(t *testing.T) {
 	}
 }
 
+// numberedLink names any link that a fuzzer may number.
+func numberedLink(index int) string {
+	if int32(index) <= 0 {
+		return ""
+	}
+	return fmt.Sprintf("link%d", int32(index))
+}
+
+// indexOfNumbered is the number that numberedLink made a name of.
+func indexOfNumbered(name string) int {
+	var i int32
+	_, _ = fmt.Sscanf(name, "link%d", &i)
+	return int(i)
+}
+
 func FuzzDecodeRoute(f *testing.F) {
-	index := func(name string) int {
-		var i int32
-		_, _ = fmt.Sscanf(name, "link%d", &i)
-		return int(i)
-	}
-	name := func(index int) string {
-		if int32(index) <= 0 {
-			return ""
-		}
-		return fmt.Sprintf("link%d", int32(index))
-	}
 	for _, family := range state.Families {
 		for _, s := range spelledRoutes(family) {
 			body, err := appendRoute(nil, s.route.Dst, s.route.Way, func(dev string) int { return int(dev[len(dev)-1]) })
@@ -403,15 +407,15 @@ func FuzzDecodeRoute(f *testing.F) {
 		}
 	}
 	f.Fuzz(func(t *testing.T, body []byte) {
-		r, err := decodeRoute(body, name)
+		r, err := decodeRoute(body, numberedLink)
 		if err != nil || r.Partial {
 			return
 		}
-		again, err := appendRoute(nil, r.Dst, r.Way, index)
+		again, err := appendRoute(nil, r.Dst, r.Way, indexOfNumbered)
 		if err != nil {
 			t.Fatalf("%s is understood and cannot be written: %v", r, err)
 		}
-		back, err := decodeRoute(again, name)
+		back, err := decodeRoute(again, numberedLink)
 		if err != nil || back.Route != r.Route {
 			t.Fatalf("%+v reads back as %+v, %v", r, back, err)
 		}
