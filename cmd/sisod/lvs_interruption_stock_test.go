@@ -7,6 +7,7 @@ import (
 	"os"
 	"slices"
 	"strings"
+	"sync"
 	"sync/atomic"
 	"testing"
 
@@ -71,39 +72,49 @@ func killEverywhere(t *testing.T, hosts []*lab.Host, places []killing, prepare f
 	t.Helper()
 	var next atomic.Int64
 	t.Run("killed", func(t *testing.T) {
+		var all sync.WaitGroup
 		for i, h := range hosts {
-			t.Run(fmt.Sprint(i), func(t *testing.T) {
-				t.Parallel()
-				for !t.Failed() {
-					n := int(next.Add(1)) - 1
-					if n >= len(places) {
-						return
-					}
-					prepare(t, h)
-					var last change
-					halved := false
-					r := traced(t, h, func(c change) verdict {
-						switch place := places[n]; {
-						case halved:
-							return kill
-						case !place.at(c):
-							return proceed
-						case place.half > 0:
-							last, halved = c, true
-							c.drop(place.half)
-							return proceed
+			// No parallel subtests: those would wait for every test that is.
+			all.Go(func() {
+				t.Run(fmt.Sprint(i), func(t *testing.T) {
+					for !t.Failed() {
+						n := int(next.Add(1)) - 1
+						if n >= len(places) {
+							return
 						}
-						last = c
-						return kill
-					}, command)
-					if r.code != killed {
-						t.Fatalf("%s was not killed at place %d: code %d\n%s%s", command, n, r.code, r.stdout, r.stderr)
+						prepare(t, h)
+						check(t, h, killAt(t, h, places[n], command))
 					}
-					check(t, h, fmt.Sprintf("%s killed before change %d, %s (%d of %d messages sent)", command, last.number, last.what, places[n].half, last.messages))
-				}
+				})
 			})
 		}
+		all.Wait()
 	})
+}
+
+// killAt ends a command by SIGKILL at a place, and says what was done by then.
+func killAt(t *testing.T, h *lab.Host, place killing, command string) string {
+	t.Helper()
+	var last change
+	halved := false
+	r := traced(t, h, func(c change) verdict {
+		switch {
+		case halved:
+			return kill
+		case !place.at(c):
+			return proceed
+		case place.half > 0:
+			last, halved = c, true
+			c.drop(place.half)
+			return proceed
+		}
+		last = c
+		return kill
+	}, command)
+	if r.code != killed {
+		t.Fatalf("%s was not killed: code %d\n%s%s", command, r.code, r.stdout, r.stderr)
+	}
+	return fmt.Sprintf("%s killed before change %d, %s (%d of %d messages sent)", command, last.number, last.what, place.half, last.messages)
 }
 
 // everyChange runs a command to its end and returns its changes.
@@ -117,9 +128,10 @@ func everyChange(t *testing.T, h *lab.Host, command string) []change {
 	return all
 }
 
-// before is the place before a change, by its number.
+// before is the place before a change, of which each run has as many that are
+// alike. What the kernel does in between can add one of another kind.
 func before(c change) killing {
-	return killing{at: func(now change) bool { return now.number == c.number }}
+	return killing{at: func(now change) bool { return now.alike == c.alike && now.nth == c.nth }}
 }
 
 // steps are the changes that steps of a plan consist of, ledger included. Those

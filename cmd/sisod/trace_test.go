@@ -22,6 +22,8 @@ import (
 type change struct {
 	number int    // from 1
 	what   string // "netlink NEWRULE", "rename /run/sisod/ledger.json"
+	alike  string // what, without the random name of a file that is renamed later
+	nth    int    // of those that are alike, from 1
 	// messages is how many netlink messages are sent at once, and drop has the
 	// kernel pass over those from one on.
 	messages int
@@ -54,7 +56,7 @@ func traced(t testing.TB, h *lab.Host, decide func(change) verdict, args ...stri
 	r := result{}
 	// The tracer is the thread that starts the program.
 	err := h.Do(func() error {
-		tr := tracer{decide: decide, protocols: map[string]string{}}
+		tr := tracer{decide: decide, protocols: map[string]string{}, alike: map[string]int{}}
 		code, err := tr.run(append([]string{program}, args...), files[0].Fd(), files[1].Fd())
 		r.code = code
 		return err
@@ -80,6 +82,7 @@ type tracer struct {
 	leader    int
 	protocols map[string]string // of netlink sockets, by their names in /proc
 	changes   int
+	alike     map[string]int
 	dead      bool // killed, and not to be asked about again
 }
 
@@ -166,6 +169,9 @@ func (tr *tracer) atSyscall(pid int) {
 	}
 	tr.changes++
 	next.number = tr.changes
+	next.alike, _, _ = strings.Cut(next.what, "/.")
+	tr.alike[next.alike]++
+	next.nth = tr.alike[next.alike]
 	if tr.decide(next) == kill {
 		tr.dead = true
 		// The process is stopped here and has not been waited for: the number is its.
@@ -232,7 +238,7 @@ func (tr *tracer) netlink(pid int, c syscallInfo) change {
 		at += max((int(binary.NativeEndian.Uint32(data[at:]))+3)&^3, unix.SizeofNlMsghdr)
 	}
 	return change{what: what, messages: len(starts), drop: func(from int) {
-		for _, at := range starts[from:] {
+		for _, at := range starts[min(from, len(starts)):] {
 			// What is no request is acknowledged, and nothing is done
 			// (net/netlink/af_netlink.c, netlink_rcv_skb).
 			word := binary.NativeEndian.AppendUint16(nil, unix.NLMSG_NOOP)
