@@ -83,8 +83,9 @@ func (n *nft) flush() error {
 	return errors.Join(err, n.socket.SetReadDeadline(time.Time{}))
 }
 
-// nftAnswer is how long an answer may take: the kernel gives it within the send.
-const nftAnswer = 5 * time.Second
+// nftAnswer is how long an answer may take, the send included, in which the
+// kernel loads what modules the rules need.
+const nftAnswer = 30 * time.Second
 
 var nftTable = &nftables.Table{Name: state.NFTableName, Family: nftables.TableFamilyINet}
 

@@ -27,10 +27,10 @@ type Page struct {
 }
 
 // ServeWeb starts a Web on a port of all the host's addresses, present and
-// future, of both families.
+// future, of both families. A client may be silent as long as it likes.
 func (h *Host) ServeWeb(port uint16) (*Web, error) {
 	w := &Web{done: make(chan struct{})}
-	w.server = &http.Server{ReadHeaderTimeout: conversation, Handler: http.HandlerFunc(func(rw http.ResponseWriter, r *http.Request) {
+	w.server = &http.Server{Handler: http.HandlerFunc(func(rw http.ResponseWriter, r *http.Request) {
 		n, err := io.Copy(countBytes{&w.received}, r.Body)
 		if err != nil {
 			return // the client's to notice
