@@ -4,10 +4,12 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"iter"
 	"net/netip"
 
 	"golang.org/x/sys/unix"
 
+	"github.com/sisod/sisod/internal/prefix"
 	"github.com/sisod/sisod/internal/state"
 )
 
@@ -37,7 +39,7 @@ func (a *application) routes(ctx context.Context, start, end int) {
 			continue
 		}
 		sent, asked := 0, 0
-		for dst := range set.Dsts.All() {
+		for dst := range inOrder(step.Op, set) {
 			if w.full() {
 				w.flush()
 				if ctx.Err() != nil {
@@ -69,6 +71,30 @@ func (a *application) routes(ctx context.Context, start, end int) {
 		w.done = i + 1
 	}
 	w.flush()
+}
+
+// inRounds reports whether the routes of a step are written in rounds. The kernel's
+// trie of IPv4 (net/ipv4/fib_trie.c) doubles its nodes as they fill: routes that come in
+// their order fill one end, and it makes them anew all the time. 100,000 in rounds take
+// half as long, 1,000,000 a third. The tree of IPv6 is quicker with neighbours together.
+func inRounds(op state.Op, set state.RouteSet) bool {
+	return !op.Removes() && set.Family == state.IPv4 && set.Dsts.Len() >= state.LongSet
+}
+
+// inOrder lists the routes of a step in the order in which they are written.
+func inOrder(op state.Op, set state.RouteSet) iter.Seq[netip.Prefix] {
+	if inRounds(op, set) {
+		return set.Dsts.Rounds()
+	}
+	return set.Dsts.All()
+}
+
+// firstWritten are the n routes of a step that are written first.
+func firstWritten(op state.Op, set state.RouteSet, n int) prefix.Set {
+	if inRounds(op, set) {
+		return set.Dsts.FirstOfRounds(n)
+	}
+	return set.Dsts.First(n)
 }
 
 // routeWriter gathers routes of several steps into batches.

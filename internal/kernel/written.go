@@ -25,7 +25,7 @@ func (w *written) note(o Outcome, sent int) {
 	case o.Err != nil:
 		w.unclear = true
 	case sent > 0:
-		set.Dsts = set.Dsts.First(sent)
+		set.Dsts = firstWritten(o.Step.Op, set, sent)
 		w.changes = append(w.changes, routeChange{set, o.Step.Op.Removes()})
 	}
 }
