@@ -140,6 +140,9 @@ func (p Pass) applyUntil(ctx context.Context, h *kernel.Host, report func(kernel
 	if err := h.Prune(p.Desired.State); err != nil {
 		return nil, err
 	}
+	if err := h.RecordTables(p.Desired.State); err != nil {
+		return nil, fmt.Errorf("record tables: %w", err)
+	}
 	if p.Plan.Empty() {
 		return nil, nil
 	}

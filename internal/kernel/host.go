@@ -57,6 +57,8 @@ type Host struct {
 	tables map[tableOf]tableRoutes
 	swept  state.Routes
 	lost   []extent
+	// sweptAll: the last sweep was over all tables of the kernel.
+	sweptAll bool
 	// leased are the leases in use as of the last look at them, by link index.
 	leased map[int][]lease
 	// tidied: what a killed process left half written has been removed.
@@ -139,7 +141,8 @@ type Query struct {
 	// Everywhere learns main's routes of all links that are up, not of Interfaces
 	// alone.
 	Everywhere bool
-	// Sweep looks for routes of sisod's in every table of the kernel, not only in Tables.
+	// Sweep looks for routes of sisod's in every table of the kernel, not only in Tables;
+	// with Expected, only in those that the ledger records, if it does.
 	Sweep bool
 	// Expected are long sets of one family each that routes are likely to lead to.
 	// What is found to be one of them shares its memory.

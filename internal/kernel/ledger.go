@@ -64,6 +64,7 @@ type page struct {
 	Known   []knownEntry  `json:"known_gateways,omitempty"`
 	Marks   []markEntry   `json:"marks,omitempty"`
 	NFTable bool          `json:"nft_table,omitempty"` // there may be one of sisod's
+	Tables  []uint32      `json:"tables,omitempty"`    // all that may hold routes of sisod's; none: not known
 	roles
 }
 

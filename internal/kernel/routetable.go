@@ -30,16 +30,12 @@ func (h *Host) readRoutes() error {
 			read[tableOf{f, table}] = tableRoutes{own, foreign}
 		}
 	}
-	swept := state.Routes{}
-	for _, f := range state.Families {
-		if !h.query.Sweep {
-			continue
-		}
-		own, _, err := h.readTable(routeFilter{family: f, protocol: state.Protocol}, tables...)
-		if err != nil {
+	var swept state.Routes
+	if h.sweptAll = false; h.query.Sweep {
+		var err error
+		if swept, err = h.sweep(tables); err != nil {
 			return err
 		}
-		maps.Copy(swept, own)
 	}
 	h.tables, h.swept, h.lost = read, swept, nil
 	h.noteRoutes()
@@ -48,7 +44,8 @@ func (h *Host) readRoutes() error {
 
 // noteRoutes takes what was read of the tables into the snapshot.
 func (h *Host) noteRoutes() {
-	own := maps.Clone(h.swept)
+	own := state.Routes{}
+	maps.Copy(own, h.swept)
 	var foreign []state.Route
 	for _, f := range state.Families {
 		for _, table := range slices.Compact(slices.Sorted(slices.Values(h.query.Tables))) {
