@@ -176,13 +176,14 @@ func inTable(n notice) uint32 {
 	return 0
 }
 
-// Sampling hears of one block of a list4 in sampleEvery.
+// Sampling hears of one block of a list4 in sampleEvery: of an odd one, because who
+// writes the list from coarse to fine comes to those at last.
 const sampleEvery = 1 << 12
 
 // sampled says whether a witness with sampling hears of a prefix of a list4.
 func sampled(p netip.Prefix) bool {
 	a := p.Addr().As4()
-	return binary.BigEndian.Uint32(a[:])>>(blockBits+1)%sampleEvery == 0
+	return binary.BigEndian.Uint32(a[:])>>(blockBits+1)%sampleEvery == sampleEvery-1
 }
 
 // sampling lets through everything but routes of IPv4 to other prefixes than the
@@ -209,7 +210,7 @@ var sampling = func() []unix.SockFilter {
 		{Code: equal, K: 0, Jt: 3},
 		{Code: load4, K: destination},
 		{Code: and, K: (sampleEvery - 1) << (blockBits + 1)},
-		{Code: equal, K: 0, Jf: 1},
+		{Code: equal, K: (sampleEvery - 1) << (blockBits + 1), Jf: 1},
 		{Code: end, K: 1 << 16},
 		{Code: end, K: 0},
 	}

@@ -12,7 +12,7 @@ import (
 // with a line for each program and its name at the line's end. It has no
 // background, and its colours can be read on a light one and on a dark one.
 const (
-	plotWidth, plotHeight = 1060, 470
+	plotWidth, plotHeight = 1100, 470
 	panelTop, panelHeight = 62, 300
 	panelWidth            = 280
 	// labelGap is the least distance of two labels' base lines.

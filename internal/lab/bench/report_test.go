@@ -12,6 +12,7 @@ import (
 	"strconv"
 	"strings"
 	"testing"
+	"unicode/utf8"
 )
 
 func TestMedianIsTheMiddleOfTheRuns(t *testing.T) {
@@ -141,9 +142,14 @@ func TestTableSaysWhatWasReached(t *testing.T) {
 }
 
 // TestPlotIsWellFormed reads the plot as XML, and looks for lines that rise to
-// the right, inside of the picture, and for labels that do not cover each other.
+// the right, inside of the picture, and for labels that end there too and do not
+// cover each other.
 func TestPlotIsWellFormed(t *testing.T) {
-	text := sample().plot()
+	r := sample()
+	// A long label.
+	r.find(key{firstServices, 100, inVM, floor}).Median = 7.7e-3
+	r.find(key{firstServices, 1000, inVM, floor}).Median = 63.6e-3
+	text := r.plot()
 	lines := 0
 	labels := map[float64][]float64{}
 	for d := xml.NewDecoder(strings.NewReader(text)); ; {
@@ -179,6 +185,11 @@ func TestPlotIsWellFormed(t *testing.T) {
 			x, _ := strconv.ParseFloat(attributes["x"], 64)
 			y, _ := strconv.ParseFloat(attributes["y"], 64)
 			labels[x] = append(labels[x], y)
+			word, err := d.Token()
+			// DejaVu Sans, a wide one, takes 6.3 a letter.
+			if text, ok := word.(xml.CharData); err != nil || !ok || x+6.5*float64(utf8.RuneCount(text)) > plotWidth {
+				t.Errorf("label %q at %v is cut off", word, x)
+			}
 		}
 	}
 	if lines != 8 {
