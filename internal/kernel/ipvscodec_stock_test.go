@@ -74,6 +74,9 @@ func allOfIt(t testing.TB) state.Desired {
 		one := service(transport(state.UDP, addr, 53), "rr")
 		one.Flags = state.ServiceOnePacket
 		add(one, destination(one.ServiceKey, real[0], 53, state.Masquerade, 1))
+		voice := service(transport(state.UDP, addr, 5060), "sh")
+		voice.Flags, voice.Timeout, voice.Netmask, voice.Engine = state.ServicePersistent|state.ServiceOnePacket|state.ServiceSched2, 60*time.Second, 20, "sip"
+		add(voice, destination(voice.ServiceKey, real[0], 5060, state.Masquerade, 1))
 		for n, flags := range []uint32{state.ServiceSched1, state.ServiceSched2, state.ServiceSched1 | state.ServiceSched2} {
 			for m, scheduler := range []string{"sh", "mh", "rr"} {
 				s := service(tcp(addr, uint16(200+10*n+m)), scheduler)

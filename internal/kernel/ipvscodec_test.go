@@ -3,6 +3,7 @@ package kernel
 import (
 	"net/netip"
 	"slices"
+	"strings"
 	"testing"
 	"time"
 
@@ -12,8 +13,8 @@ import (
 )
 
 // wellFormed makes of any values a service that the kernel could have.
-func wellFormed(ipv6 bool, mark uint32, protocol uint8, addr []byte, port uint16, scheduler string, flags, timeout uint32, mask uint8) state.Service {
-	s := state.Service{Scheduler: scheduler, Flags: flags &^ hashedService, Timeout: time.Duration(timeout) * time.Second}
+func wellFormed(ipv6 bool, mark uint32, protocol uint8, addr []byte, port uint16, scheduler string, flags, timeout uint32, mask uint8, engine string) state.Service {
+	s := state.Service{Scheduler: scheduler, Engine: engine, Flags: flags &^ hashedService, Timeout: time.Duration(timeout) * time.Second}
 	s.Family, s.Netmask = state.IPv4, int(mask)%33
 	if ipv6 {
 		s.Family, s.Netmask = state.IPv6, int(mask)%129
@@ -33,23 +34,20 @@ func anyAddr(ipv6 bool, b []byte) netip.Addr {
 	return netip.AddrFrom4([4]byte(a16[:4]))
 }
 
+// spoken is what of a string is sent: up to its first zero byte.
+func spoken(s string) string {
+	s, _, _ = strings.Cut(s, "\x00")
+	return s[:min(len(s), 1000)]
+}
+
 // FuzzServiceRoundTrip: what is asked for is what is read.
 func FuzzServiceRoundTrip(f *testing.F) {
-	f.Add(false, uint32(0), uint8(6), []byte{192, 0, 2, 1}, uint16(80), "wrr", uint32(1), uint32(300), uint8(24))
-	f.Add(true, uint32(0), uint8(132), []byte{0x20, 1, 0xd, 0xb8}, uint16(0), "mh", uint32(0x1f), uint32(360), uint8(128))
-	f.Add(true, uint32(1), uint8(0), []byte{}, uint16(7), "rr", ^uint32(0), ^uint32(0), uint8(64))
-	f.Add(false, uint32(1), uint8(0), []byte{}, uint16(0), "rr", uint32(1), uint32(300), uint8(64))
-	f.Fuzz(func(t *testing.T, ipv6 bool, mark uint32, protocol uint8, addr []byte, port uint16, scheduler string, flags, timeout uint32, netmask uint8) {
-		for i := range len(scheduler) {
-			if scheduler[i] == 0 {
-				scheduler = scheduler[:i]
-				break
-			}
-		}
-		if len(scheduler) > 1000 {
-			scheduler = scheduler[:1000]
-		}
-		s := wellFormed(ipv6, mark, protocol, addr, port, scheduler, flags, timeout, netmask)
+	f.Add(false, uint32(0), uint8(6), []byte{192, 0, 2, 1}, uint16(80), "wrr", uint32(1), uint32(300), uint8(24), "")
+	f.Add(true, uint32(0), uint8(132), []byte{0x20, 1, 0xd, 0xb8}, uint16(0), "mh", uint32(0x1f), uint32(360), uint8(128), "sip")
+	f.Add(true, uint32(1), uint8(0), []byte{}, uint16(7), "rr", ^uint32(0), ^uint32(0), uint8(64), "sip")
+	f.Add(false, uint32(1), uint8(0), []byte{}, uint16(0), "rr", uint32(1), uint32(300), uint8(64), "")
+	f.Fuzz(func(t *testing.T, ipv6 bool, mark uint32, protocol uint8, addr []byte, port uint16, scheduler string, flags, timeout uint32, netmask uint8, engine string) {
+		s := wellFormed(ipv6, mark, protocol, addr, port, spoken(scheduler), flags, timeout, netmask, spoken(engine))
 		m := genericMessage(20, ipvsNewService, appendService(nil, s))
 		got, err := decodeService(m.body)
 		if err != nil || got != s {
@@ -93,6 +91,42 @@ func FuzzDestinationRoundTrip(f *testing.F) {
 	})
 }
 
+// FuzzSyncDaemonRoundTrip: what is asked for is what is read, and what the kernel
+// does by itself is nothing that was asked for.
+func FuzzSyncDaemonRoundTrip(f *testing.F) {
+	f.Add(true, "eth0", uint8(1), uint16(0), []byte{}, uint16(0), uint8(0))
+	f.Add(true, "eth0", uint8(1), uint16(1472), []byte{224, 0, 0, 81}, uint16(8848), uint8(1))
+	f.Add(true, "eth0", uint8(1), uint16(1452), netip.MustParseAddr("ff02::5").AsSlice(), uint16(99), uint8(5))
+	f.Add(false, "eth0", uint8(1), uint16(8972), []byte{239, 0, 0, 1}, uint16(8848), uint8(1))
+	f.Add(false, "eth0", uint8(1), uint16(1300), netip.MustParseAddr("ff02::5").AsSlice(), uint16(99), uint8(5))
+	f.Fuzz(func(t *testing.T, master bool, link string, id uint8, maxLen uint16, group []byte, port uint16, ttl uint8) {
+		d := state.SyncDaemon{Master: master, Link: spoken(link), ID: int(id), MaxLen: int(maxLen), Port: port, TTL: ttl}
+		if d.Group, _ = netip.AddrFromSlice(group); d.Link == "" {
+			return
+		}
+		got, err := decodeSyncDaemon(genericMessage(20, ipvsNewDaemon, appendSyncDaemon(nil, d)).body)
+		most := 1472
+		if d.Group.Is6() {
+			most = 1452
+		}
+		if d.MaxLen == most || !master && d.MaxLen > most {
+			d.MaxLen = 0
+		}
+		if d.Group.String() == "224.0.0.81" {
+			d.Group = netip.Addr{}
+		}
+		if d.Port == 8848 {
+			d.Port = 0
+		}
+		if d.TTL == 1 {
+			d.TTL = 0
+		}
+		if err != nil || got != d || got.String() == "" {
+			t.Errorf("%+v came back as %+v, %v", d, got, err)
+		}
+	})
+}
+
 // ipvsMessages is one message of each kind.
 func ipvsMessages() map[string][]byte {
 	key := state.ServiceKey{Family: state.IPv6, Protocol: state.TCP, Addr: netip.MustParseAddr("2001:db8::1"), Port: 80}
@@ -101,7 +135,7 @@ func ipvsMessages() map[string][]byte {
 	return map[string][]byte{
 		"service":     genericMessage(20, ipvsNewService, appendService(nil, s)).body,
 		"destination": genericMessage(20, ipvsNewDest, appendDestination(nil, d)).body,
-		"sync daemon": genericMessage(20, ipvsNewDaemon, appendSyncDaemon(nil, state.SyncDaemon{Master: true, Link: "eth0", ID: 1})).body,
+		"sync daemon": genericMessage(20, ipvsNewDaemon, appendSyncDaemon(nil, state.SyncDaemon{Master: true, Link: "eth0", ID: 1, Group: netip.MustParseAddr("ff02::5"), Port: 99, TTL: 5, MaxLen: 1300})).body,
 		"timeouts":    genericMessage(20, ipvsSetConfig, appendTimeouts(nil, state.Timeouts{TCP: time.Second})).body,
 		"fou port":    genericMessage(20, fouAdd, appendEncapPort(nil, encapPort{state.IPv6, 6080})).body,
 	}
@@ -131,6 +165,7 @@ func FuzzDecodeIPVS(f *testing.F) {
 		}
 		if d, err := decodeSyncDaemon(body); err == nil {
 			_ = d.String()
+			appendSyncDaemon(nil, d)
 		}
 		if ts, err := decodeTimeouts(body); err == nil {
 			_ = ts.String()

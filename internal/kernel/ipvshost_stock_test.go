@@ -3,6 +3,9 @@
 package kernel
 
 import (
+	"fmt"
+	"net/netip"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -91,6 +94,49 @@ func TestSyncDaemonsComeAndGo(t *testing.T) {
 	}
 	if len(h.ledger.page.Syncs) != 0 {
 		t.Errorf("the ledger has %v", h.ledger.page.Syncs)
+	}
+}
+
+// TestSyncDaemonsSpeakAsTheyShould: one that somebody has started anew, with
+// another group or length, is heard by no peer.
+func TestSyncDaemonsSpeakAsTheyShould(t *testing.T) {
+	h := openBalanced(t)
+	quietUplinks(t)
+	ip(t, "link set em2 mtu 9000")
+	master, backup := state.SyncDaemon{Master: true, Link: "em1", ID: 1}, state.SyncDaemon{Link: "em2", ID: 1}
+	want := balancing(master, backup)
+	usual := []string{
+		"master sync daemon (mcast=em1, syncid=1, maxlen=1472, group=224.0.0.81, port=8848, ttl=1)",
+		"backup sync daemon (mcast=em2, syncid=1, maxlen=8972, group=224.0.0.81, port=8848, ttl=1)",
+	}
+	reach(t, h, balanced, want)
+	readHost(t, h, balanced, AllParts)
+	for _, other := range []string{"--sync-maxlen 9000", "--sync-maxlen 1400", "--mcast-group 239.0.0.1", "--mcast-group ff02::5", "--mcast-port 9000", "--mcast-ttl 2"} {
+		for _, d := range []state.SyncDaemon{master, backup} {
+			role, _, _ := strings.Cut(d.String(), " ")
+			ipvsadm(t, "--stop-daemon "+role)
+			ipvsadm(t, "--start-daemon "+d.String()+" "+other)
+			moved, err := h.IPVSMoved()
+			// A backup that takes longer messages takes all that a master sends.
+			if fits := !d.Master && other == "--sync-maxlen 9000"; moved == fits || err != nil {
+				t.Errorf("%s %s: moved %v, %v", role, other, moved, err)
+			} else if fits {
+				ipvsadm(t, "--stop-daemon "+role)
+				ipvsadm(t, "--start-daemon "+d.String())
+			}
+			reach(t, h, balanced, want)
+			if got := ipvsadm(t, "-L --daemon"); !slices.Equal(got, usual) {
+				t.Errorf("%s %s:\n%s", role, other, strings.Join(got, "\n"))
+			}
+		}
+	}
+	// What is asked for is what runs.
+	for n, group := range []string{"239.0.0.1", "ff02::5"} {
+		master.Group, master.MaxLen, master.Port, master.TTL = netip.MustParseAddr(group), 1300+n, 9000, 7
+		reach(t, h, balanced, balancing(master))
+		if got, want := ipvsadm(t, "-L --daemon")[0], fmt.Sprintf("master sync daemon (mcast=em1, syncid=1, maxlen=%d, group=%s, port=9000, ttl=7)", 1300+n, group); got != want {
+			t.Errorf("%s\nwant %s", got, want)
+		}
 	}
 }
 

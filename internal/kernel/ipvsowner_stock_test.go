@@ -124,6 +124,27 @@ func TestServicesAreRecordedBeforeTheyAreAdded(t *testing.T) {
 	wantSaved(t, nil)
 }
 
+func TestAnEngineThatSomebodyGaveIsTakenBack(t *testing.T) {
+	h := openBalanced(t)
+	voice := service(transport(state.UDP, "203.0.113.1", 5060), "rr")
+	voice.Flags, voice.Timeout = state.ServicePersistent, time.Minute
+	want := balancing(voice)
+	reach(t, h, balanced, want)
+	readHost(t, h, balanced, AllParts)
+	ipvsadm(t, "-E "+voice.String()+" --pe sip")
+	if moved, err := h.IPVSMoved(); !moved || err != nil {
+		t.Errorf("moved %v, %v", moved, err)
+	}
+	reach(t, h, balanced, want)
+	wantSaved(t, spelled(want.State))
+	// One of somebody else's is told as ipvsadm spells it.
+	const theirs = "-u 203.0.113.9:5060 -s sh -p 60 -M 255.255.240.0 --pe sip -o -b sh-port"
+	ipvsadm(t, "-A "+theirs)
+	if got := readHost(t, h, balanced, PartIPVS).Facts.IPVS.Foreign[transport(state.UDP, "203.0.113.9", 5060)].String(); got != theirs {
+		t.Errorf("%s\nwant %s", got, theirs)
+	}
+}
+
 func TestDrainsAreRemembered(t *testing.T) {
 	h := openBalanced(t)
 	k := state.DestinationKey{Service: tcp("203.0.113.1", 80), Addr: netip.MustParseAddr("10.0.0.7"), Port: 80}

@@ -20,6 +20,9 @@ const (
 	serviceFlags
 	serviceTimeout
 	serviceNetmask
+	serviceStats
+	serviceEngine
+	serviceStats64
 )
 
 // hashedService is the flag that the kernel itself sets on every service
@@ -61,6 +64,9 @@ func appendService(b []byte, s state.Service) []byte {
 	} else {
 		mask := ^uint32(0) << max(0, 32-s.Netmask)
 		b = appendAttribute(b, serviceNetmask, binary.BigEndian.AppendUint32(nil, mask)...)
+	}
+	if s.Engine != "" {
+		b = appendString(b, serviceEngine, s.Engine)
 	}
 	closeNest(b, nest)
 	return b
@@ -104,6 +110,8 @@ func decodeService(body []byte) (state.Service, error) {
 			s.Timeout = time.Duration(a.uint32()) * time.Second
 		case serviceNetmask:
 			netmask = a.value
+		case serviceEngine:
+			s.Engine = a.text()
 		}
 	}
 	err = a.err

@@ -3,6 +3,7 @@ package state
 import (
 	"cmp"
 	"fmt"
+	"net/netip"
 	"strings"
 	"time"
 )
@@ -35,6 +36,12 @@ type SyncDaemon struct {
 	Master bool // else backup
 	Link   string
 	ID     int // 0 to 255; a backup listens to its own alone, 0: to all
+	// What follows is zero where it is as the kernel does by itself. No profile
+	// asks for anything else.
+	MaxLen int // of a message, in bytes
+	Group  netip.Addr
+	Port   uint16 // UDP
+	TTL    uint8
 }
 
 // Kind is KindSyncDaemon.
@@ -46,7 +53,20 @@ func (d SyncDaemon) String() string {
 	if d.Master {
 		role = "master"
 	}
-	return fmt.Sprintf("%s --mcast-interface %s --syncid %d", role, d.Link, d.ID)
+	b := fmt.Appendf(nil, "%s --mcast-interface %s --syncid %d", role, d.Link, d.ID)
+	if d.MaxLen != 0 {
+		b = fmt.Appendf(b, " --sync-maxlen %d", d.MaxLen)
+	}
+	if d.Group.IsValid() {
+		b = fmt.Appendf(b, " --mcast-group %s", d.Group)
+	}
+	if d.Port != 0 {
+		b = fmt.Appendf(b, " --mcast-port %d", d.Port)
+	}
+	if d.TTL != 0 {
+		b = fmt.Appendf(b, " --mcast-ttl %d", d.TTL)
+	}
+	return string(b)
 }
 
 // Spell is String.

@@ -83,6 +83,9 @@ type Service struct {
 	Flags     uint32
 	Timeout   time.Duration // of persistence, whole seconds
 	Netmask   int           // prefix length of persistence; the family's length: whole addresses
+	// Engine tells what persists by more than the address (sip: by the Call-ID), "":
+	// none. No profile asks for one.
+	Engine string
 }
 
 // Kind is KindService.
@@ -101,6 +104,9 @@ func (s Service) String() string {
 				b = fmt.Appendf(b, " -M %s", dottedMask(s.Netmask))
 			}
 		}
+	}
+	if s.Engine != "" {
+		b = append(b, " --pe "+s.Engine...)
 	}
 	if s.Flags&ServiceOnePacket != 0 {
 		b = append(b, " -o"...)
