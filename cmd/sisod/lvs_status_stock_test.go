@@ -9,11 +9,13 @@ import (
 	"net/netip"
 	"os"
 	"os/exec"
+	"regexp"
 	"slices"
 	"strings"
 	"testing"
 
 	"github.com/sisod/sisod/internal/lab"
+	"github.com/sisod/sisod/internal/state"
 )
 
 // connected are connections that a host keeps open, or closes.
@@ -54,6 +56,26 @@ func counted(t *testing.T, h *lab.Host) (list [][4]string) {
 	}
 	return list
 }
+
+// countedTraffic is what ipvsadm counts at the real servers, by address, as status
+// tells it.
+func countedTraffic(t *testing.T, h *lab.Host) map[string]state.Counts {
+	t.Helper()
+	list := map[string]state.Counts{}
+	for l := range strings.Lines(run(t, h, "ipvsadm", "-Ln", "--stats", "--exact")) {
+		if f := strings.Fields(l); len(f) == 7 && f[0] == "->" && f[1] != "RemoteAddress:Port" {
+			var c state.Counts
+			if _, err := fmt.Sscan(strings.Join(f[2:], " "), &c.Connections, &c.PacketsIn, &c.PacketsOut, &c.BytesIn, &c.BytesOut); err != nil {
+				t.Fatal(l, err)
+			}
+			list[f[1]] = c
+		}
+	}
+	return list
+}
+
+// rates are what status tells of a second, which is over when one looks again.
+var rates = regexp.MustCompile(` \([^)]*/s\)`)
 
 // rolesText is the section of status about roles.
 func rolesText(t *testing.T, text string) string {
@@ -113,7 +135,7 @@ daemon
 	agree := func(want [2]int, code int, lines ...string) {
 		t.Helper()
 		patiently(t, func() error {
-			list := counted(t, h)
+			list, traffic := counted(t, h), countedTraffic(t, h)
 			sum := [2]int{}
 			var text []string
 			for i, d := range list {
@@ -121,13 +143,14 @@ daemon
 				fmt.Sscan(d[2], &active)
 				fmt.Sscan(d[3], &inactive)
 				sum[0], sum[1] = sum[0]+active, sum[1]+inactive
-				text = append(text, fmt.Sprintf("      %s  weight %s  %s active  %s inactive%s\n", d[0], d[1], d[2], d[3], append(lines, "", "")[i]))
+				text = append(text, fmt.Sprintf("      %s  weight %s  %s active  %s inactive%s%s\n", d[0], d[1], d[2], d[3],
+					trafficText(state.Traffic{Total: traffic[d[0]]}), append(lines, "", "")[i]))
 			}
 			if sum != want {
 				return fmt.Errorf("%v active and inactive connections, want %v", sum, want)
 			}
 			slices.Sort(text)
-			if got := rolesText(t, expect(t, h, code, "status").stdout); !strings.HasSuffix(got, strings.Join(text, "")) {
+			if got := rates.ReplaceAllString(rolesText(t, expect(t, h, code, "status").stdout), ""); !strings.HasSuffix(got, strings.Join(text, "")) {
 				return fmt.Errorf("status says\n%swant\n%s", got, strings.Join(text, ""))
 			}
 			var told [][4]string
@@ -135,6 +158,9 @@ daemon
 				for _, s := range r.Services {
 					for _, d := range s.Destinations {
 						told = append(told, [4]string{d.Address.String(), fmt.Sprint(d.Weight), fmt.Sprint(d.Active), fmt.Sprint(d.Inactive)})
+						if got := traffic[d.Address.String()]; d.Traffic.Total != got || got.PacketsIn < got.Connections {
+							t.Errorf("%s: %+v, ipvsadm %+v", d.Address, d.Traffic.Total, got)
+						}
 						if d.Draining != (d.Weight == 0) || !d.Present {
 							t.Errorf("%+v", d)
 						}
@@ -159,7 +185,7 @@ daemon
 	apply(t, h, 0)
 	agree([2]int{4, 2}, 2, "  draining")
 	text := expect(t, h, 2, "status").stdout
-	contains(t, rolesText(t, text), "    -t 203.0.113.145:8000 -s wrr -p 300 -M 255.255.255.0\n", "203.0.113.147:80  weight 0")
+	contains(t, rates.ReplaceAllString(rolesText(t, text), ""), "    -t 203.0.113.145:8000 -s wrr -p 300 -M 255.255.255.0\n      in all  6 connections  ", "203.0.113.147:80  weight 0")
 	contains(t, text, "real server 203.0.113.147:80 was removed and drains")
 	writeProfile(t, h, "lvs.toml", "")
 	apply(t, h, 2) // the first one drains still

@@ -10,6 +10,7 @@ import (
 	"strings"
 
 	"github.com/sisod/sisod/internal/daemon"
+	"github.com/sisod/sisod/internal/kernel"
 	"github.com/sisod/sisod/internal/state"
 	"github.com/sisod/sisod/lvs"
 	"github.com/sisod/sisod/profiles"
@@ -45,6 +46,7 @@ type serviceStatus struct {
 	Options      string              `json:"options"`
 	Present      bool                `json:"present"`
 	Destinations []destinationStatus `json:"destinations"`
+	Traffic      state.Traffic       `json:"traffic"`
 }
 
 // destinationStatus is one real server of a service.
@@ -55,6 +57,9 @@ type destinationStatus struct {
 	Draining bool           `json:"draining,omitempty"`
 	Active   uint32         `json:"active_connections"`
 	Inactive uint32         `json:"inactive_connections"`
+	// Persistent counts the clients that persistence leads here.
+	Persistent uint32        `json:"persistent_connections"`
+	Traffic    state.Traffic `json:"traffic"`
 }
 
 // words are those that stand below each other.
@@ -63,7 +68,7 @@ func (d destinationStatus) words() [3]string {
 }
 
 // roles tells how the roles of the profiles stand in the kernel.
-func roles(c *profiles.Config, pass daemon.Pass) []roleStatus {
+func roles(c *profiles.Config, pass daemon.Pass, traffic kernel.Traffic) []roleStatus {
 	list := []roleStatus{}
 	for _, r := range c.RealServers {
 		one := roleStatus{Name: r.Name, Role: "real server", Mode: string(r.Mode), VIPs: vips(r.VIPs, pass)}
@@ -83,7 +88,7 @@ func roles(c *profiles.Config, pass daemon.Pass) []roleStatus {
 		slices.SortFunc(keys, compareServices)
 		for _, key := range keys {
 			if _, is := pass.Desired.Services[key]; is {
-				one.Services = append(one.Services, service(key, dests[key], pass))
+				one.Services = append(one.Services, service(key, dests[key], pass, traffic))
 				shown[key] = true
 			}
 		}
@@ -96,7 +101,7 @@ func roles(c *profiles.Config, pass daemon.Pass) []roleStatus {
 	removed := roleStatus{Role: "director", VIPs: []vipStatus{}}
 	for _, key := range slices.SortedFunc(maps.Keys(pass.Desired.Services), compareServices) {
 		if !shown[key] {
-			removed.Services = append(removed.Services, service(key, dests[key], pass))
+			removed.Services = append(removed.Services, service(key, dests[key], pass, traffic))
 		}
 	}
 	if len(removed.Services) > 0 {
@@ -128,12 +133,12 @@ func options(s state.Service) string {
 	return strings.TrimPrefix(s.String(), s.Option()+" ")
 }
 
-func service(key state.ServiceKey, dests []state.Destination, pass daemon.Pass) serviceStatus {
+func service(key state.ServiceKey, dests []state.Destination, pass daemon.Pass, traffic kernel.Traffic) serviceStatus {
 	have, present := pass.Observed.Services[key]
 	if !present {
 		have = pass.Desired.Services[key]
 	}
-	s := serviceStatus{Service: key.Option(), Scheduler: have.Scheduler, Options: options(have), Present: present, Destinations: []destinationStatus{}}
+	s := serviceStatus{Service: key.Option(), Scheduler: have.Scheduler, Options: options(have), Present: present, Destinations: []destinationStatus{}, Traffic: traffic.Services[key]}
 	for _, want := range dests {
 		dest := want.DestinationKey
 		have, present := pass.Observed.Destinations[dest]
@@ -144,7 +149,7 @@ func service(key state.ServiceKey, dests []state.Destination, pass daemon.Pass) 
 		count := pass.Facts.IPVS.Connections[dest]
 		s.Destinations = append(s.Destinations, destinationStatus{
 			Address: netip.AddrPortFrom(dest.Addr, dest.Port), Weight: have.Weight, Present: present, Draining: draining,
-			Active: count.Active, Inactive: count.Inactive,
+			Active: count.Active, Inactive: count.Inactive, Persistent: count.Persistent, Traffic: traffic.Destinations[dest],
 		})
 	}
 	slices.SortFunc(s.Destinations, func(a, b destinationStatus) int { return a.Address.Compare(b.Address) })
@@ -186,9 +191,16 @@ func roleLines(pal palette, list []roleStatus) []string {
 		}
 		for _, s := range r.Services {
 			lines = append(lines, "  "+presence(pal, s.Present, false, s.Service+" "+s.Options))
+			if text := trafficText(s.Traffic); text != "" {
+				lines = append(lines, "    in all"+text)
+			}
 			for _, d := range s.Destinations {
 				w := d.words()
 				text := fmt.Sprintf("%-*s  weight %-*s  %*s active  %d inactive", width[0], w[0], width[1], w[1], width[2], w[2], d.Inactive)
+				if d.Persistent > 0 {
+					text += fmt.Sprintf("  %d persistent", d.Persistent)
+				}
+				text += trafficText(d.Traffic)
 				lines = append(lines, "    "+presence(pal, d.Present, d.Draining, text))
 			}
 			if len(s.Destinations) == 0 {
@@ -197,6 +209,51 @@ func roleLines(pal palette, list []roleStatus) []string {
 		}
 	}
 	return lines
+}
+
+// trafficText is what was balanced so far and, in brackets, in a second of late;
+// "" when it is nothing.
+func trafficText(t state.Traffic) string {
+	text := ""
+	for _, c := range []struct {
+		total, now uint64
+		spell      func(uint64) string
+		noun       string
+	}{
+		{t.Total.Connections, t.PerSecond.Connections, decimal, " connections"},
+		{t.Total.BytesIn, t.PerSecond.BytesIn, bytesText, " in"},
+		{t.Total.BytesOut, t.PerSecond.BytesOut, bytesText, " out"},
+	} {
+		if c.total == 0 {
+			continue
+		}
+		text += "  " + c.spell(c.total) + c.noun
+		if c.now > 0 {
+			text += " (" + c.spell(c.now) + "/s)"
+		}
+	}
+	return text
+}
+
+func decimal(n uint64) string { return strconv.FormatUint(n, 10) }
+
+// bytesText is a number of bytes in three digits, with a decimal prefix.
+func bytesText(n uint64) string {
+	if n < 1000 {
+		return decimal(n) + " B"
+	}
+	f, prefix := float64(n)/1000, 0
+	for ; f >= 999.5; prefix++ {
+		f /= 1000
+	}
+	digits := 0
+	switch {
+	case f < 9.995:
+		digits = 2
+	case f < 99.95:
+		digits = 1
+	}
+	return fmt.Sprintf("%.*f %cB", digits, f, "kMGTPE"[prefix])
 }
 
 func presence(pal palette, present, draining bool, text string) string {

@@ -140,7 +140,11 @@ func (p *places) status(cmd *cobra.Command) (*status, error) {
 	for _, e := range pass.Exits {
 		st.Uplinks = append(st.Uplinks, uplinkOf(s.config, e, pass.Facts.NFT.Missing == ""))
 	}
-	st.Roles = roles(s.config, pass)
+	traffic, err := s.host.Traffic()
+	if err != nil {
+		return nil, err
+	}
+	st.Roles = roles(s.config, pass, traffic)
 	st.Problems = append(st.Problems, pass.Desired.Problems...)
 	for _, step := range pass.Plan.Steps {
 		for object := range strings.SplitSeq(step.Object.Spell(pass.Plan.Names), "\n") {

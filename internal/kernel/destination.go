@@ -17,7 +17,9 @@ const (
 	destActive     uint16 = 7
 	destInactive   uint16 = 8
 	destPersistent uint16 = 9
+	destStats      uint16 = 10
 	destFamily     uint16 = 11
+	destStats64    uint16 = 12
 	destTunnelType uint16 = 13
 	destTunnelPort uint16 = 14
 	destTunnelFlag uint16 = 15

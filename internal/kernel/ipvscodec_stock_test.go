@@ -190,13 +190,91 @@ func TestConnectionsAreCounted(t *testing.T) {
 	h := openBalanced(t)
 	ip(t, "addr add 203.0.113.1/32 dev lo")
 	k := tcp("203.0.113.1", 80)
-	reach(t, h, balanced, balancing(service(k, "rr"), destination(k, "127.0.0.1", 8080, state.Masquerade, 1)))
+	sticky := service(k, "rr")
+	sticky.Flags, sticky.Timeout = state.ServicePersistent, time.Minute
+	reach(t, h, balanced, balancing(sticky, destination(k, "127.0.0.1", 8080, state.Masquerade, 1)))
 	// Nobody listens there: the connection ends at once and is remembered inactive.
 	_ = exec.Command("bash", "-c", "exec 3<>/dev/tcp/203.0.113.1/80").Run()
 	s := readHost(t, h, balanced, PartIPVS)
 	got := s.Facts.IPVS.Connections[state.DestinationKey{Service: k, Addr: netip.MustParseAddr("127.0.0.1"), Port: 8080}]
-	if got.Active+got.Inactive != 1 {
+	if got.Active+got.Inactive != 1 || got.Persistent != 1 {
 		t.Errorf("%+v:\n%s", got, strings.Join(ipvsadm(t, "-Ln"), "\n"))
+	}
+}
+
+// counters are what ipvsadm lists of every service and real server.
+func counters(t *testing.T, option string) map[string][5]uint64 {
+	t.Helper()
+	list, service := map[string][5]uint64{}, ""
+	for _, l := range ipvsadm(t, "-Ln --exact "+option) {
+		f := strings.Fields(l)
+		if len(f) != 7 || f[1] == "LocalAddress:Port" || f[1] == "RemoteAddress:Port" {
+			continue
+		}
+		name := f[1]
+		if f[0] == "->" {
+			name = service + " " + name
+		} else {
+			service = f[0] + " " + name
+			name = service
+		}
+		var n [5]uint64
+		for i := range n {
+			if _, err := fmt.Sscan(f[2+i], &n[i]); err != nil {
+				t.Fatal(l, err)
+			}
+		}
+		list[name] = n
+	}
+	return list
+}
+
+func TestTrafficIsWhatIpvsadmCounts(t *testing.T) {
+	h := openBalanced(t)
+	ip(t, "addr add 203.0.113.1/32 dev lo")
+	web, dns := tcp("203.0.113.1", 80), transport(state.UDP, "203.0.113.1", 53)
+	reach(t, h, balanced, balancing(service(web, "rr"), destination(web, "127.0.0.1", 8080, state.Masquerade, 1), destination(web, "127.0.0.2", 8080, state.Masquerade, 1),
+		service(dns, "rr"), destination(dns, "127.0.0.1", 8053, state.Masquerade, 1)))
+	readHost(t, h, balanced, PartIPVS)
+	// Nobody listens there.
+	_ = exec.Command("bash", "-c", "for i in {1..41}; do (: 3<>/dev/tcp/203.0.113.1/80; echo -n 1234567 > /dev/udp/203.0.113.1/53) 2>/dev/null; done").Run()
+	spelled := func(pick func(state.Traffic) state.Counts) map[string][5]uint64 {
+		traffic, err := h.Traffic()
+		if err != nil {
+			t.Fatal(err)
+		}
+		list := map[string][5]uint64{}
+		add := func(name string, v state.Traffic) {
+			c := pick(v)
+			list[name] = [5]uint64{c.Connections, c.PacketsIn, c.PacketsOut, c.BytesIn, c.BytesOut}
+		}
+		name := map[state.ServiceKey]string{web: "TCP 203.0.113.1:80", dns: "UDP 203.0.113.1:53"}
+		for k, v := range traffic.Services {
+			add(name[k], v)
+		}
+		for k, v := range traffic.Destinations {
+			add(name[k.Service]+" "+netip.AddrPortFrom(k.Addr, k.Port).String(), v)
+		}
+		return list
+	}
+	total := func(v state.Traffic) state.Counts { return v.Total }
+	// The kernel sums up, and estimates, every two seconds.
+	for counters(t, "--stats")["TCP 203.0.113.1:80"][0] != 41 {
+	}
+	got, want := spelled(total), counters(t, "--stats")
+	if !maps.Equal(got, want) || len(want) != 5 || want["TCP 203.0.113.1:80"][3] == want["TCP 203.0.113.1:80"][4] {
+		t.Errorf("%v\nwant %v", got, want)
+	}
+	rate := func(v state.Traffic) state.Counts { return v.PerSecond }
+	for {
+		before, want, after := spelled(rate), counters(t, "--rate"), spelled(rate)
+		if seen := want["TCP 203.0.113.1:80"]; !maps.Equal(before, after) || seen[0] == 0 || seen[4] == 0 {
+			continue
+		}
+		if !maps.Equal(before, want) {
+			t.Errorf("in a second %v\nwant %v", before, want)
+		}
+		return
 	}
 }
 

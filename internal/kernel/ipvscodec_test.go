@@ -1,6 +1,7 @@
 package kernel
 
 import (
+	"encoding/binary"
 	"net/netip"
 	"slices"
 	"strings"
@@ -127,6 +128,73 @@ func FuzzSyncDaemonRoundTrip(f *testing.F) {
 	})
 }
 
+// appendTraffic appends a service or destination that says of itself no more than
+// its counters, of 4 or 8 bytes each.
+func appendTraffic(b []byte, object, kind uint16, wide bool, counters []uint64) []byte {
+	b, outer := openNest(b, object)
+	b, inner := openNest(b, kind)
+	for i, n := range counters {
+		if wide {
+			b = appendAttribute(b, uint16(i+1), binary.NativeEndian.AppendUint64(nil, n)...)
+		} else {
+			b = appendUint32(b, uint16(i+1), uint32(n))
+		}
+	}
+	closeNest(b, inner)
+	closeNest(b, outer)
+	return b
+}
+
+func trafficOf(n []uint64) state.Traffic {
+	return state.Traffic{
+		Total:     state.Counts{Connections: n[0], PacketsIn: n[1], PacketsOut: n[2], BytesIn: n[3], BytesOut: n[4]},
+		PerSecond: state.Counts{Connections: n[5], PacketsIn: n[6], PacketsOut: n[7], BytesIn: n[8], BytesOut: n[9]},
+	}
+}
+
+// FuzzTraffic: counters of both widths read as themselves, the wide ones where
+// there are both, and ten of them or none.
+func FuzzTraffic(f *testing.F) {
+	f.Add(make([]byte, 80))
+	f.Add([]byte("\x01\x02\x03\x04\x05\x06\x07\x08"))
+	f.Fuzz(func(t *testing.T, raw []byte) {
+		counters, short := make([]uint64, 10), make([]uint64, 10)
+		for i := range counters {
+			var b [8]byte
+			copy(b[:], raw[min(len(raw), 8*i):])
+			counters[i] = binary.NativeEndian.Uint64(b[:]) + uint64(i)
+			short[i] = uint64(uint32(counters[i]))
+		}
+		for _, o := range []struct{ object, stats, stats64 uint16 }{{ipvsService, serviceStats, serviceStats64}, {ipvsDest, destStats, destStats64}} {
+			for _, c := range []struct {
+				kind uint16
+				wide bool
+				want []uint64
+			}{{o.stats, false, short}, {o.stats64, true, counters}} {
+				body := genericMessage(20, 1, appendTraffic(nil, o.object, c.kind, c.wide, counters)).body
+				if got, err := decodeTraffic(body, o.object, o.stats, o.stats64); err != nil || got != trafficOf(c.want) {
+					t.Errorf("%v came back as %+v, %v", c.want, got, err)
+				}
+			}
+			both, n := openNest(nil, o.object)
+			for _, kind := range []uint16{o.stats64, o.stats} {
+				one := appendTraffic(nil, o.object, kind, kind == o.stats64, counters)
+				both = append(both, one[unix.SizeofNlAttr:]...)
+			}
+			closeNest(both, n)
+			if got, err := decodeTraffic(genericMessage(20, 1, both).body, o.object, o.stats, o.stats64); err != nil || got != trafficOf(counters) {
+				t.Errorf("%v in both widths came back as %+v, %v", counters, got, err)
+			}
+			for have := range 10 {
+				body := genericMessage(20, 1, appendTraffic(nil, o.object, o.stats64, true, counters[:have])).body
+				if got, err := decodeTraffic(body, o.object, o.stats, o.stats64); err == nil {
+					t.Errorf("%d counters came back as %+v", have, got)
+				}
+			}
+		}
+	})
+}
+
 // ipvsMessages is one message of each kind.
 func ipvsMessages() map[string][]byte {
 	key := state.ServiceKey{Family: state.IPv6, Protocol: state.TCP, Addr: netip.MustParseAddr("2001:db8::1"), Port: 80}
@@ -136,6 +204,7 @@ func ipvsMessages() map[string][]byte {
 		"service":     genericMessage(20, ipvsNewService, appendService(nil, s)).body,
 		"destination": genericMessage(20, ipvsNewDest, appendDestination(nil, d)).body,
 		"sync daemon": genericMessage(20, ipvsNewDaemon, appendSyncDaemon(nil, state.SyncDaemon{Master: true, Link: "eth0", ID: 1, Group: netip.MustParseAddr("ff02::5"), Port: 99, TTL: 5, MaxLen: 1300})).body,
+		"traffic":     genericMessage(20, ipvsNewDest, appendTraffic(nil, ipvsDest, destStats64, true, make([]uint64, 10))).body,
 		"timeouts":    genericMessage(20, ipvsSetConfig, appendTimeouts(nil, state.Timeouts{TCP: time.Second})).body,
 		"fou port":    genericMessage(20, fouAdd, appendEncapPort(nil, encapPort{state.IPv6, 6080})).body,
 	}
@@ -167,6 +236,8 @@ func FuzzDecodeIPVS(f *testing.F) {
 			_ = d.String()
 			appendSyncDaemon(nil, d)
 		}
+		_, _ = decodeTraffic(body, ipvsService, serviceStats, serviceStats64)
+		_, _ = decodeTraffic(body, ipvsDest, destStats, destStats64)
 		if ts, err := decodeTimeouts(body); err == nil {
 			_ = ts.String()
 		}

@@ -1,0 +1,131 @@
+package kernel
+
+import (
+	"encoding/binary"
+	"fmt"
+
+	"github.com/sisod/sisod/internal/state"
+)
+
+// Attributes of counters (linux/ip_vs.h, IPVS_STATS_ATTR_*).
+const (
+	statsConnections uint16 = iota + 1
+	statsPacketsIn
+	statsPacketsOut
+	statsBytesIn
+	statsBytesOut
+	statsConnectionRate
+	statsPacketRateIn
+	statsPacketRateOut
+	statsByteRateIn
+	statsByteRateOut
+)
+
+// Traffic is what IPVS counts of sisod's services.
+type Traffic struct {
+	Services     map[state.ServiceKey]state.Traffic
+	Destinations map[state.DestinationKey]state.Traffic
+}
+
+// Traffic reads what IPVS has counted of the services that the last Read saw.
+func (h *Host) Traffic() (Traffic, error) {
+	t := Traffic{map[state.ServiceKey]state.Traffic{}, map[state.DestinationKey]state.Traffic{}}
+	services := h.cached.Observed.Services
+	if len(services) == 0 {
+		return t, nil
+	}
+	number, err := h.ipvsNumber()
+	if err != nil {
+		return t, fmt.Errorf("read ipvs traffic: %w", err)
+	}
+	err = h.generic.dump(genericMessage(number, ipvsGetService, nil), func() {}, func(_ uint16, body []byte) error {
+		s, err := decodeService(body)
+		if err == nil {
+			t.Services[s.ServiceKey], err = decodeTraffic(body, ipvsService, serviceStats, serviceStats64)
+		}
+		return err
+	})
+	if err != nil {
+		return t, fmt.Errorf("read ipvs traffic of services: %w", err)
+	}
+	for key := range services {
+		message := genericMessage(number, ipvsGetDest, appendServiceName(nil, key))
+		err := h.generic.dump(message, func() {}, func(_ uint16, body []byte) error {
+			d, _, err := decodeDestination(key, body)
+			if err == nil {
+				t.Destinations[d.DestinationKey], err = decodeTraffic(body, ipvsDest, destStats, destStats64)
+			}
+			return err
+		})
+		if err != nil {
+			return t, fmt.Errorf("read ipvs traffic of service %s: %w", key.Option(), err)
+		}
+	}
+	return t, nil
+}
+
+// decodeTraffic reads what a message about a service or a destination says of
+// its traffic: in 64 bits, or in 32 that wrap, by kernels before 4.1.
+func decodeTraffic(body []byte, object, stats, stats64 uint16) (state.Traffic, error) {
+	nest, err := ipvsNest(body, object)
+	if err != nil {
+		return state.Traffic{}, fmt.Errorf("decode ipvs traffic: %w", err)
+	}
+	var wide, narrow []byte
+	all := attributes{rest: nest}
+	for all.next() {
+		switch all.kind {
+		case stats64:
+			wide = all.value
+		case stats:
+			narrow = all.value
+		}
+	}
+	if wide == nil {
+		wide = narrow
+	}
+	var t state.Traffic
+	var seen kinds
+	a := attributes{rest: wide, err: all.err}
+	for a.next() {
+		seen.add(a.kind)
+		switch a.kind {
+		case statsConnections:
+			t.Total.Connections = a.counter()
+		case statsPacketsIn:
+			t.Total.PacketsIn = a.counter()
+		case statsPacketsOut:
+			t.Total.PacketsOut = a.counter()
+		case statsBytesIn:
+			t.Total.BytesIn = a.counter()
+		case statsBytesOut:
+			t.Total.BytesOut = a.counter()
+		case statsConnectionRate:
+			t.PerSecond.Connections = a.counter()
+		case statsPacketRateIn:
+			t.PerSecond.PacketsIn = a.counter()
+		case statsPacketRateOut:
+			t.PerSecond.PacketsOut = a.counter()
+		case statsByteRateIn:
+			t.PerSecond.BytesIn = a.counter()
+		case statsByteRateOut:
+			t.PerSecond.BytesOut = a.counter()
+		}
+	}
+	if a.err == nil && !seen.have(statsConnections, statsPacketsIn, statsPacketsOut, statsBytesIn, statsBytesOut,
+		statsConnectionRate, statsPacketRateIn, statsPacketRateOut, statsByteRateIn, statsByteRateOut) {
+		a.err = errMalformed
+	}
+	if a.err != nil {
+		return state.Traffic{}, fmt.Errorf("decode ipvs traffic: %w", a.err)
+	}
+	return t, nil
+}
+
+// counter reads a value of 4 or 8 bytes.
+func (a *attributes) counter() uint64 {
+	if len(a.value) == 8 {
+		return binary.NativeEndian.Uint64(a.value)
+	}
+	return uint64(a.uint32())
+}
