@@ -229,51 +229,43 @@ func (b *builder) standsOn(d *profiles.Director, vip netip.Addr) string {
 }
 
 // fullNATted serves requests that have a director's own address as their source.
-// What is announced to those addresses leaves room for the client's: the MSS of
-// a SYN-ACK is that of its route, so each has one of its own, in a table of
-// their own, that is as the one it would have taken.
+// What is announced to those addresses leaves room for the client's: as main
+// decides, or by an uplink.
 func (b *builder) fullNATted(r *profiles.RealServer) {
-	table := b.tables[r.Table()]
 	for _, d := range r.Directors {
-		f := family(d.Value)
-		var ways []state.Route
-		if r.Uplink.Value != "" {
-			from := b.tables[r.Uplink.Value]
-			if !b.active(from, f) {
-				b.problem(subject(r), r.Uplink.Pos, "uplink %s has no way out for %s yet; replies to %s go as main decides, without the room", r.Uplink.Value, f, d.Value)
-				continue
-			}
-			ways = slices.DeleteFunc(slices.Collect(b.Routes.All()), func(way state.Route) bool { return way.Table != from })
+		if r.AsMain() {
+			b.returns = append(b.returns, returnPath{r, d})
 		} else {
-			ways = b.mains(f)
-		}
-		way, found := towardsBy(ways, d.Value)
-		hop, single := way.Hops.Single()
-		if !found || !single {
-			b.problem(subject(r), d.Pos, "no route to the director %s is known yet; what is announced to it leaves no room", d.Value)
-			continue
-		}
-		exact := way.Dst.Bits() > 0
-		way.Dst, way.Table = netip.PrefixFrom(d.Value, d.Value.BitLen()), table
-		way.AdvMSS = b.roomFor(hop.Dev, f, r.MSSRoom, way.AdvMSS)
-		if slices.Contains(b.config.VIPs(), way.Src) {
-			way.Src = netip.Addr{}
-		}
-		b.route(way, d.Pos.Short())
-		rule := b.row(f, state.RowRoom, table)
-		rule.To = way.Dst
-		if r.Uplink.Value != "" || exact && !b.isUplink(hop.Dev) {
-			b.rule(rule, d.Pos.Short())
-			continue
-		}
-		// Replies from addresses of another uplink go their own way.
-		for _, a := range b.facts.Addresses {
-			if a.Link == hop.Dev && !a.LinkLocal && family(a.Prefix.Addr()) == f {
-				rule.From = netip.PrefixFrom(a.Prefix.Addr(), f.Bits())
-				b.rule(rule, d.Pos.Short())
-			}
+			b.roomByUplink(r, d)
 		}
 	}
+}
+
+// roomByUplink leads replies to a director by the way that the uplink has to it.
+// The MSS of a SYN-ACK is that of its route, so each director has one of its own,
+// in a table of the role.
+func (b *builder) roomByUplink(r *profiles.RealServer, d profiles.At[netip.Addr]) {
+	f, table, from := family(d.Value), b.tables[r.Table()], b.tables[r.Uplink.Value]
+	if !b.active(from, f) {
+		b.problem(subject(r), r.Uplink.Pos, "uplink %s has no way out for %s yet; replies to %s go as main decides, without the room", r.Uplink.Value, f, d.Value)
+		return
+	}
+	ways := slices.DeleteFunc(slices.Collect(b.Routes.All()), func(way state.Route) bool { return way.Table != from })
+	way, found := towardsBy(ways, d.Value)
+	hop, single := way.Hops.Single()
+	if !found || !single {
+		b.problem(subject(r), d.Pos, "no route to the director %s is known yet; what is announced to it leaves no room", d.Value)
+		return
+	}
+	way.Dst, way.Table = netip.PrefixFrom(d.Value, d.Value.BitLen()), table
+	way.AdvMSS = b.roomFor(hop.Dev, f, r.MSSRoom, way.AdvMSS)
+	if slices.Contains(b.config.VIPs(), way.Src) {
+		way.Src = netip.Addr{}
+	}
+	b.route(way, d.Pos.Short())
+	rule := b.row(f, state.RowRoom, table)
+	rule.To = way.Dst
+	b.rule(rule, d.Pos.Short())
 }
 
 // towardsBy is the route that a table of these has for an address.
@@ -287,8 +279,4 @@ func towardsBy(routes []state.Route, to netip.Addr) (best state.Route, found boo
 		}
 	}
 	return best, found
-}
-
-func (b *builder) isUplink(link string) bool {
-	return slices.Contains(b.config.Interfaces(), link)
 }

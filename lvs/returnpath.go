@@ -1,7 +1,6 @@
 package lvs
 
 import (
-	"cmp"
 	"maps"
 	"math"
 	"net/netip"
@@ -30,16 +29,29 @@ func overhead(kind string, outer state.Family) int {
 // defaultMTU stands in for a link whose MTU is not known.
 const defaultMTU = 1500
 
-// returnPath is the way of a tunnelled VIP's replies.
+// returnPath is the way of replies of a real server: from a tunnelled VIP, or to a
+// director in mode fullnat.
 type returnPath struct {
 	role *profiles.RealServer
-	vip  profiles.At[netip.Addr]
+	end  profiles.At[netip.Addr] // the VIP, or the director
 }
 
-// overhead is the room that a VIP's tunnels need, in bytes.
+// match matches the packets of the way.
+func (p returnPath) match() state.NFStatement {
+	if p.role.Mode == profiles.FullNAT {
+		return state.NFTarget{Addr: p.end.Value}
+	}
+	return state.NFSource{Addr: p.end.Value}
+}
+
+// overhead is the room that a VIP's tunnels, or the client's address, need, in
+// bytes.
 func (p returnPath) overhead() int {
+	if p.role.Mode == profiles.FullNAT {
+		return p.role.MSSRoom
+	}
 	if len(p.role.Directors) == 0 {
-		return overhead(p.role.Tunnel.Kind, family(p.vip.Value))
+		return overhead(p.role.Tunnel.Kind, family(p.end.Value))
 	}
 	room := 0
 	for _, d := range p.role.Directors {
@@ -50,19 +62,22 @@ func (p returnPath) overhead() int {
 
 // roomyReturns have the replies of tunnelled VIPs announce an MSS that leaves
 // room for the tunnel: a client's full segments would not fit through it, and
-// where ICMP is filtered nobody would tell the client. The SYN-ACK is sent here,
-// so it is here that the MSS is told.
+// where ICMP is filtered nobody would tell the client. Replies to a fullnat director
+// leave room for what tells the client's address. The SYN-ACK is sent here, so it
+// is here that the MSS is told.
 func (b *builder) roomyReturns() {
 	var packets state.NFRules
 	for _, p := range b.returns {
 		switch why := b.facts.NFT.Missing; {
 		case p.role.Uplink.Value != "":
 			b.byUplink(p)
+		case why != "" && p.role.Mode == profiles.FullNAT:
+			b.problem(subject(p.role), p.end.Pos, "to announce to the director %s that its segments are to leave room takes nf_tables, which this kernel does not give: %s; full ones have none for the client's address; name the uplink, whose routes then tell it: uplink = …", p.end.Value, why)
 		case why != "":
-			b.problem(subject(p.role), p.vip.Pos, "to announce from VIP %s that its tunnel needs room takes nf_tables, which this kernel does not give: %s; where ICMP is filtered uploads stall; name the uplink, whose routes then tell it: uplink = …", p.vip.Value, why)
+			b.problem(subject(p.role), p.end.Pos, "to announce from VIP %s that its tunnel needs room takes nf_tables, which this kernel does not give: %s; where ICMP is filtered uploads stall; name the uplink, whose routes then tell it: uplink = …", p.end.Value, why)
 		default:
 			for _, rule := range b.announced(p) {
-				packets.Outgoing = append(packets.Outgoing, b.Ask(p.vip.Pos.Short(), rule))
+				packets.Outgoing = append(packets.Outgoing, b.Ask(p.end.Pos.Short(), rule))
 			}
 		}
 	}
@@ -74,7 +89,7 @@ func (b *builder) roomyReturns() {
 // byUplink leads a VIP's replies by a table of its own, whose routes are those
 // of the uplink, and tell the MSS.
 func (b *builder) byUplink(p returnPath) {
-	r, v, f := p.role, p.vip, family(p.vip.Value)
+	r, v, f := p.role, p.end, family(p.end.Value)
 	table, from := b.tables[r.Table()], b.tables[r.Uplink.Value]
 	if !b.active(from, f) {
 		b.problem(subject(r), r.Uplink.Pos, "uplink %s has no way out for %s yet; replies go as main decides", r.Uplink.Value, f)
@@ -99,14 +114,14 @@ func (b *builder) byUplink(p returnPath) {
 	b.fromVIP(v.Value, table, v.Pos.Short())
 }
 
-// announced lowers the MSS in the SYN-ACKs of a VIP that leave as main decides.
+// announced lowers the MSS in SYN-ACKs that leave as main decides.
 // Main's own routes cannot tell it, and a copy of them would go another way when
 // a routing daemon's, a multipath one or a rejecting one is not in it. Which
 // interface it is comes out last, when a mark may have changed it. The kernel
 // never raises what is announced (net/netfilter/nft_exthdr.c), so a rule for the
 // widest link serves all that are as wide, and narrower ones have one more.
 func (b *builder) announced(p returnPath) []state.NFRule {
-	f := family(p.vip.Value)
+	f := family(p.end.Value)
 	size := func(link string) uint16 { return uint16(min(b.roomFor(link, f, p.overhead(), 0), math.MaxUint16)) }
 	ways, widest := map[string]uint16{}, uint16(0)
 	for _, l := range b.facts.Links {
@@ -119,7 +134,7 @@ func (b *builder) announced(p returnPath) []state.NFRule {
 	if len(ways) == 0 {
 		widest = size("")
 	}
-	match := state.NFRule{state.NFSource{Addr: p.vip.Value}, state.NFSynAck{}}
+	match := state.NFRule{p.match(), state.NFSynAck{}}
 	list := []state.NFRule{append(slices.Clone(match), state.NFMaxSegment{Size: widest})}
 	for _, link := range slices.Sorted(maps.Keys(ways)) {
 		if ways[link] < widest {
@@ -129,8 +144,8 @@ func (b *builder) announced(p returnPath) []state.NFRule {
 	return list
 }
 
-// roomFor is the MSS that lets a full segment through the tunnel, or what was
-// asked for if that is less.
+// roomFor is the MSS that leaves a full segment so many bytes, or what was asked
+// for if that is less.
 func (b *builder) roomFor(dev string, f state.Family, overhead int, asked uint32) uint32 {
 	mtu := defaultMTU
 	if l, ok := b.link(dev); ok && l.MTU > 0 {
@@ -145,45 +160,4 @@ func (b *builder) roomFor(dev string, f state.Family, overhead int, asked uint32
 		return asked
 	}
 	return room
-}
-
-// mains are main's routes, as a table of sisod's own would have them. Those of
-// links that roles bring up are no way to a client: the kernel adds fe80::/64
-// with a tunnel's device, so that every second pass would find something to do.
-func (b *builder) mains(f state.Family) []state.Route {
-	var out []state.Route
-	seen := map[netip.Prefix]uint32{}
-	for _, r := range slices.SortedFunc(slices.Values(b.facts.Main), func(x, y state.Route) int { return cmp.Compare(x.Metric, y.Metric) }) {
-		hop, _ := r.Hops.Single()
-		if _, again := seen[r.Dst]; r.Family != f || again || b.config.IsVIP(r.Dst) || b.wasVIP(r.Dst) || b.Up[hop.Dev] {
-			continue
-		}
-		seen[r.Dst] = r.Metric
-		r.Metric, r.Protocol = state.DefaultMetric(f), state.Protocol
-		out = append(out, r)
-	}
-	best := -1
-	for i, g := range b.facts.Gateways {
-		if g.Family == f && g.Main && (best < 0 || g.Metric < b.facts.Gateways[best].Metric) {
-			best = i
-		}
-	}
-	if best >= 0 {
-		g := b.facts.Gateways[best]
-		out = append(out, state.Route{Dst: state.AnyDestination(f), Way: state.Way{
-			Family: f, Metric: state.DefaultMetric(f), Type: state.Unicast, Protocol: state.Protocol,
-			Hops: state.HopsOf(state.Hop{Via: g.Via, Dev: g.Link, OnLink: g.OnLink}),
-		}})
-	}
-	return out
-}
-
-// wasVIP reports whether a destination is a VIP that is on the host still.
-func (b *builder) wasVIP(dst netip.Prefix) bool {
-	for v := range b.observed.VIPs {
-		if dst.IsSingleIP() && v.Addr == dst.Addr() {
-			return true
-		}
-	}
-	return false
 }

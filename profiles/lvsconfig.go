@@ -99,9 +99,8 @@ type Sync struct {
 }
 
 // Table is the name of the routing table of the real server's return path, or
-// "" when it needs none: the way back through the director (nat), the uplink's
-// with room for the tunnel (tun), or one with room for the client's address
-// (fullnat).
+// "" when it needs none: the way back through the director (nat), or the uplink's
+// with room for the tunnel (tun) or for the client's address (fullnat).
 func (r RealServer) Table() string {
 	if r.Mode == DR || r.AsMain() {
 		return ""
@@ -109,9 +108,11 @@ func (r RealServer) Table() string {
 	return realServerTable + r.Name
 }
 
-// AsMain reports whether replies of a tunnelled VIP go as main decides, and are
-// told by sisod's table of nftables to leave room for the tunnel.
-func (r RealServer) AsMain() bool { return r.Mode == Tun && r.Uplink.Value == "" }
+// AsMain reports whether replies of a tunnelled VIP, or to a fullnat director, go as
+// main decides, and are told by sisod's table of nftables to leave room.
+func (r RealServer) AsMain() bool {
+	return (r.Mode == Tun || r.Mode == FullNAT) && r.Uplink.Value == ""
+}
 
 // VIPs are the VIPs of all roles: addresses that are no source for anything else.
 func (c *Config) VIPs() []netip.Addr {
@@ -129,12 +130,6 @@ func (c *Config) VIPs() []netip.Addr {
 	return out
 }
 
-// IsVIP reports whether a destination is a VIP of a role and nothing else: the
-// kernel gives an IPv6 address such a route in main.
-func (c *Config) IsVIP(dst netip.Prefix) bool {
-	return dst.IsSingleIP() && slices.Contains(c.VIPs(), dst.Addr())
-}
-
 // Balances reports whether the kernel's balancer is needed.
 func (c *Config) Balances() bool { return len(c.Directors) > 0 || c.IPVS != nil }
 
@@ -143,17 +138,6 @@ func (c *Config) Balances() bool { return len(c.Directors) > 0 || c.IPVS != nil 
 func (c *Config) ForwardsIPv6() bool {
 	for _, d := range c.Directors {
 		if d.Mode.Translates() && slices.ContainsFunc(d.RealServers, func(r Backend) bool { return r.Address.Is6() }) {
-			return true
-		}
-	}
-	return false
-}
-
-// FollowsMain reports whether a return path is to be as main has it, on
-// whatever interface: that of a fullnat real server without an uplink.
-func (c *Config) FollowsMain() bool {
-	for _, r := range c.RealServers {
-		if r.Mode == FullNAT && r.Uplink.Value == "" {
 			return true
 		}
 	}

@@ -75,7 +75,7 @@ func TestEverythingOfRoles(t *testing.T) {
 		{web.Interface, "tun-web"},
 		{[]Tunnel{web.Tunnel, shop.Tunnel, mail.Tunnel, voice.Tunnel}, []Tunnel{{"gue", 6080}, {"gue", 6080}, {}, {}}},
 		{fmt.Sprint(mail.Services[0], " ", mail.Services[1]), "tcp/25 tcp/587"},
-		{[]string{mail.Table(), peer.Table(), web.Table()}, []string{"rs-mail", "rs-shop", "rs-web"}},
+		{[]string{mail.Table(), peer.Table(), web.Table()}, []string{"rs-mail", "", "rs-web"}},
 		{shop.Scheduler, "mh"},
 		{shop.Flags, []string{"fallback", "port"}},
 		{shop.Services[1].String(), "tcp/443"},

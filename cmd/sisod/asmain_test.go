@@ -10,11 +10,30 @@ import (
 	"github.com/sisod/sisod/internal/lab"
 )
 
-// TestRepliesOfATunnelsVIPGoAsMainDecides: no uplink is named, so that replies
+// TestRepliesGoAsMainDecides: a real server's role names no uplink, so that replies
 // take a routing daemon's route, and both ways of a multipath one, and what they
-// announce leaves room for the tunnel on each.
-func TestRepliesOfATunnelsVIPGoAsMainDecides(t *testing.T) {
-	t.Parallel()
+// announce leaves room on each.
+func TestRepliesGoAsMainDecides(t *testing.T) {
+	for _, c := range []struct {
+		name, profile string
+		asked         [2]string // IPv4, IPv6
+		room          [2]uint16 // bytes
+	}{
+		{"of a tunnel's VIP", "mode = \"tun\"\nvip = [\"203.0.113.1\", \"2001:db8:5::1\"]\ninterface = \"mine\"",
+			[2]string{"203.0.113.1", "2001:db8:5::1"}, [2]uint16{20, 40}},
+		{"to a fullnat director", "mode = \"fullnat\"\ndirector = [\"198.51.100.1\", \"2001:db8:c::1\"]\nmss_room = 16",
+			[2]string{"10.9.1.2", "2001:db8:1::2"}, [2]uint16{16, 16}},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			t.Parallel()
+			goAsMainDecides(t, "[real_server.web]\n"+c.profile+"\n", c.asked, c.room)
+		})
+	}
+}
+
+// goAsMainDecides asks a server's addresses from somebody to whom it has two ways.
+func goAsMainDecides(t *testing.T, profile string, asked [2]string, room [2]uint16) {
+	t.Helper()
 	l := lab.New(t.Context())
 	closeLab(t, l)
 	hosts, err := l.Hosts("client", "server", "tunnel")
@@ -44,8 +63,8 @@ func TestRepliesOfATunnelsVIPGoAsMainDecides(t *testing.T) {
 	} {
 		ip(t, server, strings.Fields(command)...)
 	}
-	ip(t, client, strings.Fields("-4 route add 203.0.113.1 via 10.9.1.2 src 198.51.100.1")...)
-	ip(t, client, strings.Fields("-6 route add 2001:db8:5::1 via 2001:db8:1::2 src 2001:db8:c::1")...)
+	ip(t, client, "-4", "route", "add", asked[0], "via", "10.9.1.2", "dev", "eth1", "onlink", "src", "198.51.100.1")
+	ip(t, client, "-6", "route", "add", asked[1], "via", "2001:db8:1::2", "dev", "eth1", "onlink", "src", "2001:db8:c::1")
 	if err := errors.Join(
 		client.Sysctl("net/ipv4/conf/all/rp_filter=0", "net/ipv4/conf/eth1/rp_filter=0", "net/ipv4/conf/eth2/rp_filter=0"),
 		server.Sysctl("net/ipv4/fib_multipath_hash_policy=1", "net/ipv6/fib_multipath_hash_policy=1"),
@@ -56,17 +75,17 @@ func TestRepliesOfATunnelsVIPGoAsMainDecides(t *testing.T) {
 		t.Fatal(err)
 	}
 	found := snapshot(t, server)
-	writeProfile(t, server, "web.toml", "[real_server.web]\nmode = \"tun\"\nvip = [\"203.0.113.1\", \"2001:db8:5::1\"]\ninterface = \"mine\"\n")
+	writeProfile(t, server, "web.toml", profile)
 	apply(t, server, 0)
 
 	witness, err := client.Capture("eth1", "eth2")
 	if err != nil {
 		t.Fatal(err)
 	}
-	vips := []netip.AddrPort{netip.AddrPortFrom(netip.MustParseAddr("203.0.113.1"), lab.Port), netip.AddrPortFrom(netip.MustParseAddr("2001:db8:5::1"), lab.Port)}
-	room := map[netip.AddrPort]map[string]uint16{
-		vips[0]: {"eth1": 1500 - 40 - 20, "eth2": 1400 - 40 - 20},
-		vips[1]: {"eth1": 1500 - 60 - 40, "eth2": 1400 - 60 - 40},
+	vips := []netip.AddrPort{netip.AddrPortFrom(netip.MustParseAddr(asked[0]), lab.Port), netip.AddrPortFrom(netip.MustParseAddr(asked[1]), lab.Port)}
+	announced := map[netip.AddrPort]map[string]uint16{
+		vips[0]: {"eth1": 1500 - 40 - room[0], "eth2": 1400 - 40 - room[0]},
+		vips[1]: {"eth1": 1500 - 60 - room[1], "eth2": 1400 - 60 - room[1]},
 	}
 	// ways are the links that SYN-ACKs of a VIP came in by.
 	ways := func(vip netip.AddrPort) map[string]bool {
@@ -76,8 +95,8 @@ func TestRepliesOfATunnelsVIPGoAsMainDecides(t *testing.T) {
 				return false
 			}
 			by[p.Link] = true
-			if p.MSS != room[vip][p.Link] {
-				t.Errorf("%s announces %d bytes by %s, want %d", vip, p.MSS, p.Link, room[vip][p.Link])
+			if p.MSS != announced[vip][p.Link] {
+				t.Errorf("%s announces %d bytes by %s, want %d", vip, p.MSS, p.Link, announced[vip][p.Link])
 			}
 			return true
 		})
@@ -90,6 +109,12 @@ func TestRepliesOfATunnelsVIPGoAsMainDecides(t *testing.T) {
 	}
 	for _, vip := range vips {
 		ask(vip)
+		wait(t, func() error {
+			if len(ways(vip)) == 0 {
+				return errors.New("no reply was captured")
+			}
+			return nil
+		})
 		if by := ways(vip); by["eth1"] || !by["eth2"] {
 			t.Errorf("replies of %s went by %v, and a routing daemon says eth2", vip, by)
 		}

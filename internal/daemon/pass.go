@@ -51,7 +51,7 @@ func Look(ctx context.Context, h *kernel.Host, c *profiles.Config, parts kernel.
 		Sysctls:    routing.Sysctls(c),
 		Window:     [2]uint32{c.Settings.Priority, c.Settings.Priority + profiles.Window - 1},
 		Named:      named(c),
-		Everywhere: c.FollowsMain() || c.ForwardsIPv6(),
+		Everywhere: c.ForwardsIPv6(),
 		Sweep:      sweep,
 		IPVS:       c.Balances(),
 		NFT:        c.Follows(),

@@ -28,6 +28,13 @@ func nftExpressions(s state.NFStatement) ([]expr.Any, error) {
 		return &expr.Cmp{Op: op, Register: nftRegister, Data: data}
 	}
 	meta := func(key expr.MetaKey) expr.Any { return &expr.Meta{Key: key, Register: nftRegister} }
+	target := func(a netip.Addr) []expr.Any {
+		p := &expr.Payload{DestRegister: nftRegister, Base: expr.PayloadBaseNetworkHeader, Offset: 16, Len: 4}
+		if a.Is6() {
+			p.Offset, p.Len = 24, 16
+		}
+		return []expr.Any{p, equal(false, a.AsSlice())}
+	}
 	load := func(data []byte) expr.Any { return &expr.Immediate{Register: nftRegister, Data: data} }
 	native := func(v uint32) []byte { return binary.NativeEndian.AppendUint32(nil, v) }
 	port := func(v uint16) []byte { return binary.BigEndian.AppendUint16(nil, v) }
@@ -83,6 +90,8 @@ func nftExpressions(s state.NFStatement) ([]expr.Any, error) {
 			p.Offset, p.Len = 8, 16
 		}
 		return []expr.Any{meta(expr.MetaKeyNFPROTO), equal(false, []byte{nfprotoOf(s.Addr)}), p, equal(false, s.Addr.AsSlice())}, nil
+	case state.NFTarget:
+		return append([]expr.Any{meta(expr.MetaKeyNFPROTO), equal(false, []byte{nfprotoOf(s.Addr)})}, target(s.Addr)...), nil
 	case state.NFForeignSource:
 		return []expr.Any{&expr.Fib{Register: nftRegister, ResultADDRTYPE: true, FlagSADDR: true}, equal(true, native(unix.RTN_LOCAL))}, nil
 	case state.NFDestination:
@@ -124,15 +133,8 @@ func nftExpressions(s state.NFStatement) ([]expr.Any, error) {
 		}
 		return exprs, nil
 	case state.NFRedirected:
-		p := &expr.Payload{DestRegister: nftRegister, Base: expr.PayloadBaseNetworkHeader, Offset: 16, Len: 4}
-		if s.Addr.Is6() {
-			p.Offset, p.Len = 24, 16
-		}
-		return []expr.Any{
-			meta(expr.MetaKeyNFPROTO), equal(false, []byte{nfprotoOf(s.Addr)}),
-			p, equal(false, s.Addr.AsSlice()),
-			originalDestination, equal(true, s.Addr.AsSlice()),
-		}, nil
+		exprs := append([]expr.Any{meta(expr.MetaKeyNFPROTO), equal(false, []byte{nfprotoOf(s.Addr)})}, target(s.Addr)...)
+		return append(exprs, originalDestination, equal(true, s.Addr.AsSlice())), nil
 	case state.NFTurn:
 		return []expr.Any{&expr.Numgen{Register: nftRegister, Type: unix.NFT_NG_INCREMENTAL, Modulus: s.Of}, equal(false, native(0))}, nil
 	case state.NFSourceNAT:

@@ -26,6 +26,8 @@ func TestTableOfPacketsIsReadAsWrittenAndSpelledAsNftDoes(t *testing.T) {
 		{Name: "outgoing", Type: "filter", Hook: "postrouting", Priority: state.PriorityMangle, Rules: []state.NFRule{
 			{state.NFSource{Addr: a4}, state.NFSynAck{}, state.NFMaxSegment{Size: 1440}},
 			{state.NFSource{Addr: a6}, state.NFSynAck{}, state.NFInterface{Out: true, Name: "eth1"}, state.NFMaxSegment{Size: 1400}},
+			{state.NFTarget{Addr: a4}, state.NFSynAck{}, state.NFMaxSegment{Size: 1452}},
+			{state.NFTarget{Addr: a6}, state.NFSynAck{}, state.NFInterface{Out: true, Name: "eth1"}, state.NFMaxSegment{Size: 1392}},
 		}},
 		{Name: "translate", Type: "nat", Hook: "postrouting", Priority: state.PrioritySource, Rules: []state.NFRule{
 			{state.NFOriginal{Protocol: 6, Addr: a4, Port: 443}, state.NFAccept{}},

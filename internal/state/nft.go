@@ -229,6 +229,8 @@ type (
 	}
 	// NFSource matches packets from an address.
 	NFSource struct{ Addr netip.Addr }
+	// NFTarget matches packets to an address.
+	NFTarget struct{ Addr netip.Addr }
 	// NFForeignSource matches packets whose source is no address of the host.
 	NFForeignSource struct{}
 	// NFDestination matches packets to a kind of address: "local", "unicast" …
@@ -284,6 +286,7 @@ func (NFFamily) nfStatement()            {}
 func (NFTransport) nfStatement()         {}
 func (NFDestinationPort) nfStatement()   {}
 func (NFSource) nfStatement()            {}
+func (NFTarget) nfStatement()            {}
 func (NFForeignSource) nfStatement()     {}
 func (NFDestination) nfStatement()       {}
 func (NFTransparentSocket) nfStatement() {}
@@ -362,6 +365,10 @@ func (s NFDestinationPort) String() string {
 
 func (s NFSource) String() string {
 	return fmt.Sprintf("%s saddr %s", nfFamily(familyOf(s.Addr)), s.Addr)
+}
+
+func (s NFTarget) String() string {
+	return fmt.Sprintf("%s daddr %s", nfFamily(familyOf(s.Addr)), s.Addr)
 }
 
 func (NFForeignSource) String() string { return "fib saddr type != local" }
