@@ -1,6 +1,7 @@
 package daemon
 
 import (
+	"os"
 	"path/filepath"
 	"runtime/debug"
 
@@ -43,9 +44,21 @@ func (l *loop) load() (changed bool) {
 	}
 	l.report.ConfigError, l.report.LastGood = "", false
 	l.config, l.kept, l.proven = c, false, false
-	// A long prefix list leaves twice its size behind when it is read.
-	debug.FreeOSMemory()
+	l.spare()
 	return true
+}
+
+// spare keeps memory small beside long lists. Read, one leaves twice its size behind; and
+// what is in memory is mostly lists, which hold no pointers and cost a collection nothing.
+func (l *loop) spare() {
+	if os.Getenv("GOGC") == "" {
+		percent := 100
+		if len(expected(l.config)) > 0 {
+			percent = 40
+		}
+		debug.SetGCPercent(percent)
+	}
+	debug.FreeOSMemory()
 }
 
 // read watches the files of the profiles and reads them: in this order, and once

@@ -89,12 +89,21 @@ func (h *Host) expireMoved() {
 	before := &h.cached.Facts
 	h.stale |= PartExpired
 	names := map[int]string{}
+	up := map[int]int{} // how many of the two looks saw a link up
 	for _, l := range before.Links {
 		names[l.Index] = l.Name
 	}
+	for _, l := range slices.Concat(before.Links, h.links.all()) {
+		if l.Up {
+			up[l.Index]++
+		}
+	}
 	for link := range outer(before.Links, h.links.all()) {
 		h.stale |= PartValues
-		h.Expire(link.Name)
+		h.expireMain(link.Name, 0)
+		if up[link.Index] < 2 {
+			h.lost = append(h.lost, extent{link: link.Name})
+		}
 		if link.PointToPoint && !slices.Contains(h.query.Interfaces, link.Name) {
 			// A VPN's, which may hold the halves of a default.
 			h.stale |= PartMain
@@ -221,7 +230,7 @@ func (h *Host) readAgain(at tableOf, link string) error {
 			}
 		}
 		fresh.foreign = slices.DeleteFunc(slices.Clone(kept.foreign), func(r state.Route) bool { return h.by(r.Way, link) })
-		if filter.oif = h.links.index(link); filter.oif == 0 {
+		if filter.oif = h.links.index(link); filter.oif == 0 || h.took(kept, link) {
 			h.tables[at] = fresh
 			return nil
 		}
@@ -234,6 +243,23 @@ func (h *Host) readAgain(at tableOf, link string) error {
 	fresh.foreign = append(fresh.foreign, foreign...)
 	h.tables[at] = fresh
 	return nil
+}
+
+// took reports whether a link that is down has taken all routes along that were by it:
+// all but those that have other next hops as well. Looking for them in a long table
+// takes half a second.
+func (h *Host) took(t tableRoutes, link string) bool {
+	up := slices.ContainsFunc(h.links.all(), func(l state.Link) bool { return l.Name == link && l.Up })
+	if up {
+		return false
+	}
+	alone := func(way state.Way) bool { return len(way.Hops.All()) < 2 || !way.Hops.By(link) }
+	for way := range t.own {
+		if !alone(way) {
+			return false
+		}
+	}
+	return !slices.ContainsFunc(t.foreign, func(r state.Route) bool { return !alone(r.Way) })
 }
 
 // leads reports whether a route of the table may be by the link.

@@ -40,7 +40,7 @@ func TestNothingThatAnEventDoesNotConcernIsRead(t *testing.T) {
 		{"addr change 192.0.2.2/24 dev em1 valid_lft 5000 preferred_lft 4000", 0},
 		{"neigh add 192.0.2.200 lladdr 02:00:00:00:00:01 dev em1", 0},
 		{"link set em1 alias noise", 0},
-		{"link set em1 group 7", 5}, // main and table 1001, both families
+		{"link set em1 group 7", 3}, // main, both families: it took no route along
 		{"rule add pref 77 lookup main", 2},
 		{"route add 10.0.0.0/8 via 192.0.2.1", 2},
 		{"route add 10.1.0.0/16 via 192.0.2.1 table 1001 proto static", 2},
@@ -51,6 +51,8 @@ func TestNothingThatAnEventDoesNotConcernIsRead(t *testing.T) {
 		{"-6 route add 2001:db8:7::/48 via 2001:db8:1::1", 2},
 		{"-6 route add 2001:db8:8::/48 via 2001:db8:1::1 table 1001", 2},
 		{"route add default via 192.0.2.1", 2},
+		{"link set em1 down", 3}, // main: nothing is left by it in table 1001
+		{"link set em1 up", 3},
 	} {
 		ip(t, c.command)
 		var events []Event

@@ -157,8 +157,12 @@ func (s *baseline) link(gone bool, body []byte) (Event, bool) {
 		return Event{}, false
 	}
 	event := Event{Parts: linkParts, Reason: "link " + linkChange(before, now, known), Link: s.narrow(now)}
-	if known && before.name != now.name {
+	switch {
+	case known && before.name != now.name:
 		event.Link = ""
+	case known && (before.flags&unix.IFF_UP == 0 || now.flags&unix.IFF_UP != 0):
+		// It has not gone down, and took no route along.
+		event.Parts &^= PartRoutes
 	}
 	// Replies of an uplink are unreachable until its routes are back.
 	gained := ^before.flags & now.flags & (unix.IFF_UP | unix.IFF_LOWER_UP)

@@ -4,6 +4,7 @@ import (
 	"maps"
 	"slices"
 
+	"github.com/sisod/sisod/internal/prefix"
 	"github.com/sisod/sisod/internal/state"
 )
 
@@ -47,10 +48,24 @@ func (h *Host) noteWritten(tables map[tableOf]*written) {
 		}
 		for _, c := range w.changes {
 			known = known.after(c)
+			for way, dsts := range known.own {
+				known.own[way] = h.shared(dsts)
+			}
 		}
 		h.tables[at] = known
 	}
 	h.noteRoutes()
+}
+
+// shared is a long set, or the one of those that are expected that is the same. What is in
+// memory once takes half of it, and is compared at once.
+func (h *Host) shared(dsts prefix.Set) prefix.Set {
+	for _, s := range h.query.Expected {
+		if s.Len() == dsts.Len() && s.Equal(dsts) {
+			return s
+		}
+	}
+	return dsts
 }
 
 // after is what a table has after a change.
