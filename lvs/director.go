@@ -239,7 +239,8 @@ func (b *builder) limit(key state.ServiceKey) time.Duration {
 
 // drain keeps destinations that were removed from the profiles until their
 // connections are over: at weight 0 they take no new ones. Deleting them at
-// once would cut those that they have.
+// once would cut those that they have, and among the inactive ones are those of
+// clients that have said all and wait for the answer.
 func (b *builder) drain() {
 	if b.facts.IPVS.Missing != "" {
 		return
@@ -263,7 +264,7 @@ func (b *builder) drain() {
 		count := b.facts.IPVS.Connections[key]
 		end := since.Add(b.limit(key.Service))
 		left := end.Sub(b.facts.Now)
-		idle := count.Active == 0 && (key.Service.Protocol == state.TCP || count.Inactive == 0)
+		idle := count.Active == 0 && count.Inactive <= count.Closed
 		over := left <= 0 || begun && idle
 		deputy := ""
 		if wanted && (begun || !over) {

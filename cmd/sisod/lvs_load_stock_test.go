@@ -201,6 +201,8 @@ func loadedLVS(t *testing.T, drain string) (*lab.LVS, []*balanced) {
 func writeServices(t *testing.T, l *lab.LVS, services []*balanced) {
 	t.Helper()
 	var text strings.Builder
+	// A client that leaves is half closed for dr, until the kernel has forgotten it.
+	text.WriteString("[ipvs]\ntimeouts = { tcp_fin = \"2s\" }\n")
 	for _, s := range services {
 		text.WriteString(s.String())
 	}

@@ -54,6 +54,8 @@ type loop struct {
 	proven bool             // a pass with the configuration in force came to its end
 	heeds  bool             // changes of files and SIGHUP are looked after, as events are
 	looks  bool             // the timer for the next look at what is silent is set
+	// rechecks: the next pass without an event is one to look at IPVS.
+	rechecks bool
 
 	config *profiles.Config // nil: nothing ever loaded, so nothing is touched
 	listen interest         // what the events were last told to look for
@@ -181,7 +183,11 @@ func (l *loop) run(ctx context.Context) {
 			marksDue = false
 			l.pending.pull(kernel.PartMarks, "nft rules of others changed")
 		case <-retry.C:
-			l.pending.pull(kernel.AllParts, "retry")
+			if l.rechecks {
+				l.pending.pull(kernel.PartIPVS, "look at connections")
+			} else {
+				l.pending.pull(kernel.AllParts, "retry")
+			}
 		case <-l.alive:
 			l.notify(daemon.SdNotifyWatchdog)
 			continue

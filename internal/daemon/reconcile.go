@@ -42,6 +42,7 @@ func restAfter(start, end time.Time) time.Time {
 // the next pass is due that no event asks for; the zero time is never.
 func (l *loop) pass(ctx context.Context) time.Time {
 	t := l.pending.take()
+	l.rechecks = false
 	if l.left && len(t.reasons) == 0 {
 		t.reasons = []string{"what was left"}
 	}
@@ -149,8 +150,8 @@ func (l *loop) carryOut(ctx context.Context, p Pass, t trigger) time.Time {
 	l.proven = true
 	l.publish()
 	next := earliest(l.retries.next(), l.fights.next(limited, now))
-	if p.Desired.Recheck > 0 {
-		next = earliest(next, now.Add(p.Desired.Recheck))
+	if recheck := now.Add(p.Desired.Recheck); p.Desired.Recheck > 0 && earliest(next, recheck).Equal(recheck) {
+		next, l.rechecks = recheck, true
 	}
 	return next
 }

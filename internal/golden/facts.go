@@ -101,7 +101,7 @@ func parseFacts(t *testing.T, file string) state.Facts {
 		case "connections":
 			real := netip.MustParseAddrPort(w[3])
 			key := state.DestinationKey{Service: serviceOf(w[1], w[2]), Addr: real.Addr(), Port: real.Port()}
-			f.IPVS.Connections[key] = state.Connections{Active: number(w[4]), Inactive: number(w[5])}
+			f.IPVS.Connections[key] = state.Connections{Active: number(w[4]), Inactive: number(w[5]), Closed: number(after("closed"))}
 		case "ipvs":
 			f.IPVS.Missing = strings.Join(w[2:], " ")
 		case "listening":

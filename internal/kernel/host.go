@@ -45,6 +45,8 @@ type Host struct {
 	// seenIPVS is IPVS as of the last read of PartIPVS.
 	seenIPVS seenIPVS
 	lookCost time.Duration
+	// countRest is until when connections are not counted again.
+	countRest time.Time
 	// mains holds what was learned of main's routes, and expired the interfaces of
 	// which it has to be learned again; those in readdressed have other addresses.
 	mains       map[LinkFamily]*mainOfLink

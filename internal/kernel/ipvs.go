@@ -54,6 +54,9 @@ func (h *Host) readIPVS() error {
 			if err := s.read(h, number); err != nil {
 				return fmt.Errorf("read ipvs: %w", err)
 			}
+			if err := h.countClosed(&s); err != nil {
+				return fmt.Errorf("read ipvs: %w", err)
+			}
 		}
 	}
 	h.seenIPVS.take(s.services)

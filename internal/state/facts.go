@@ -166,4 +166,9 @@ type IPVSFacts struct {
 }
 
 // Connections are the counters of a destination.
-type Connections struct{ Active, Inactive, Persistent uint32 }
+type Connections struct {
+	Active, Inactive, Persistent uint32
+	// Closed are those of Inactive that are known to carry nothing any more. They
+	// are counted of destinations alone that drain and have none active, and are TCP's.
+	Closed uint32
+}
