@@ -21,6 +21,12 @@ func (b *builder) director(d *profiles.Director) {
 	}
 	b.directorSysctls(d)
 	backends, origins := backendsOf(d)
+	for _, r := range d.RealServers {
+		if network, is := b.broadcastOf(r.Address); is {
+			b.problem("director "+d.Name, r.Pos, "the real server %s is left out: it is the broadcast address of %s on %s, and IPVS takes none; give the address of a host", r.Address, network.Prefix.Masked(), network.Link)
+			backends = slices.DeleteFunc(backends, func(dest state.Destination) bool { return dest.Addr == r.Address })
+		}
+	}
 	for _, p := range placesOf(d) {
 		b.service(d, p.key, p.pos, backends, origins)
 	}
@@ -83,6 +89,18 @@ func backendsOf(d *profiles.Director) ([]state.Destination, map[netip.AddrPort]s
 		backends[i], origins[netip.AddrPortFrom(r.Address, r.Port)] = dest, r.Pos.Short()
 	}
 	return backends, origins
+}
+
+// broadcastOf is the connected network that an address is the broadcast address
+// of (net/ipv4/fib_frontend.c, fib_add_ifaddr).
+func (b *builder) broadcastOf(a netip.Addr) (state.Address, bool) {
+	for _, own := range b.facts.Addresses {
+		l, _ := b.link(own.Link)
+		if l.Up && a.Is4() && own.Prefix.Bits() <= 30 && own.Prefix.Contains(a) && !own.Prefix.Masked().Contains(a.Next()) {
+			return own, true
+		}
+	}
+	return state.Address{}, false
 }
 
 // directorVIPs puts the VIPs on their interface, and leads their replies by

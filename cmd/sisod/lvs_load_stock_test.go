@@ -31,8 +31,9 @@ type scheduler struct{ name, flags string }
 
 type backend struct {
 	address  netip.Addr
-	weight   int  // 0: not in the file
-	draining bool // may be in the kernel still
+	listed   bool // in the file
+	weight   int
+	draining bool // not in the file, and may be in the kernel still
 }
 
 // line is what ipvsadm -Sn says of a service with the scheduler.
@@ -69,7 +70,7 @@ func (b *balanced) String() string {
 	}
 	s.WriteString("real_servers = [\n")
 	for _, r := range b.servers {
-		if r.weight > 0 {
+		if r.listed {
 			fmt.Fprintf(&s, "  { address = %q, weight = %d, port = %d },\n", r.address, r.weight, b.port)
 		}
 	}
@@ -81,7 +82,7 @@ func (b *balanced) String() string {
 func (b *balanced) listed(yes bool) []*backend {
 	var list []*backend
 	for i := range b.servers {
-		if b.servers[i].weight > 0 == yes {
+		if b.servers[i].listed == yes {
 			list = append(list, &b.servers[i])
 		}
 	}
@@ -94,19 +95,21 @@ func (b *balanced) change(r *rand.Rand) string {
 	pick := func(list []*backend) *backend { return list[r.IntN(len(list))] }
 	add := func() string {
 		s := pick(out)
-		s.weight = 1 + r.IntN(5)
+		s.listed, s.weight = true, 1+r.IntN(5)
 		return fmt.Sprintf("add %s with weight %d", s.address, s.weight)
 	}
 	remove := func() string {
 		s := pick(in)
-		s.weight, s.draining = 0, true
+		s.listed, s.weight, s.draining = false, 0, true
+		b.stayOpen()
 		return fmt.Sprintf("remove %s", s.address)
 	}
 	for {
 		switch r.IntN(5) {
 		case 0:
 			s := pick(in)
-			s.weight = 1 + (s.weight+r.IntN(4))%5
+			s.weight = (s.weight + 1 + r.IntN(5)) % 6
+			b.stayOpen()
 			return fmt.Sprintf("%s: give %s the weight %d", b.name, s.address, s.weight)
 		case 1:
 			old := b.scheduler
@@ -129,6 +132,15 @@ func (b *balanced) change(r *rand.Rand) string {
 	}
 }
 
+// stayOpen has a real server take new connections, when all that are in the file
+// take none.
+func (b *balanced) stayOpen() {
+	in := b.listed(true)
+	if len(in) > 0 && !slices.ContainsFunc(in, func(s *backend) bool { return s.weight > 0 }) {
+		in[0].weight = 1
+	}
+}
+
 // mayHave judges what ipvsadm -Sn says of the service: what the file says, and
 // what drains at weight 0, or not at all any more where nobody holds it.
 func (b *balanced) mayHave(lines []string, held func(netip.AddrPort) bool) error {
@@ -138,14 +150,14 @@ func (b *balanced) mayHave(lines []string, held func(netip.AddrPort) bool) error
 		to := netip.AddrPortFrom(r.address, b.port)
 		line := fmt.Sprintf("-a %s -r %s %s -w %d", option, to, b.method, r.weight)
 		switch {
-		case r.weight > 0 || r.draining && held(to):
+		case r.listed || r.draining && held(to):
 			must = append(must, line)
 		case r.draining:
 			may = append(may, line)
 		}
 	}
 	// The deputy of a scheduler that does not heed weights is there as long as
-	// anything drains, and goes after it.
+	// anything drains or is in reserve, and goes after it.
 	first, deputy := b.scheduler.line(option), b.scheduler.deputy().line(option)
 	switch {
 	case slices.ContainsFunc(must, func(line string) bool { return strings.HasSuffix(line, " -w 0") }):
@@ -177,8 +189,8 @@ func loadedLVS(t *testing.T, drain string) (*lab.LVS, []*balanced) {
 			v4, v6 := fmt.Sprintf("203.0.113.%d", last), fmt.Sprintf("2001:db8:1::%d", last)
 			ip(t, h, "address", "add", v4+"/24", "dev", "eth0")
 			ip(t, h, "address", "add", v6+"/64", "dev", "eth0", "nodad")
-			web.servers = append(web.servers, backend{address: netip.MustParseAddr(v4), weight: 1})
-			direct.servers = append(direct.servers, backend{address: netip.MustParseAddr(v6), weight: 1})
+			web.servers = append(web.servers, backend{address: netip.MustParseAddr(v4), listed: true, weight: 1})
+			direct.servers = append(direct.servers, backend{address: netip.MustParseAddr(v6), listed: true, weight: 1})
 		}
 		writeProfile(t, h, "lvs.toml", spell(l, `
 			[real_server.web]
@@ -227,7 +239,7 @@ func inKernel(t *testing.T, l *lab.LVS, services []*balanced, d *load) {
 		was := s.list
 		s.list = nil
 		for i, w := range words[:len(words)-1] {
-			if r := s.server(words[i+1]); w == "->" && r != nil && r.weight > 0 {
+			if r := s.server(words[i+1]); w == "->" && r != nil && r.listed {
 				s.list = append(s.list, r.address.String())
 			}
 		}
@@ -336,7 +348,7 @@ func TestStockARemovedServerLosesItsConnectionsAfterItsDrainAndNobodyElseDoes(t 
 	var removed []string
 	for _, s := range services {
 		b := &s.servers[0]
-		b.weight, b.draining = 0, true
+		b.listed, b.weight, b.draining = false, 0, true
 		for range d.of(s).with(netip.AddrPortFrom(b.address, s.port)) {
 			removed = append(removed, netip.AddrPortFrom(b.address, s.port).String())
 		}

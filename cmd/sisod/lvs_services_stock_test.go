@@ -8,6 +8,7 @@ import (
 	"net"
 	"net/netip"
 	"slices"
+	"strings"
 	"testing"
 	"time"
 
@@ -261,6 +262,56 @@ func TestStockServicesOfEveryKind(t *testing.T) {
 	associations(t, l)
 	if t.Failed() {
 		explain(t, l)
+	}
+	asFound(t, found, hosts...)
+}
+
+// A director is a real server too, and another one has its VIP on a dummy device.
+// An address that is nobody's is left out.
+func TestStockADirectorServesToo(t *testing.T) {
+	t.Parallel()
+	l := newLVS(t, false)
+	hosts := []*lab.Host{l.Director, l.RealServers[0]}
+	if _, err := l.Director.ServeWeb(lab.Port); err != nil {
+		t.Fatal(err)
+	}
+	ip(t, l.RealServers[0], "link", "add", "vips", "type", "dummy")
+	ip(t, l.RealServers[0], "link", "set", "vips", "up")
+	found := snapshots(t, hosts...)
+	for mode, device := range map[string]string{"dr": "interface = \"vips\"\n", "tun": ""} {
+		writeProfile(t, l.RealServers[0], "lvs.toml", spell(l, fmt.Sprintf("[real_server.web]\nmode = %q\nvip = [\"VIP4\", \"VIP6\"]\n%s", mode, device)))
+		apply(t, l.RealServers[0], 0)
+		profile := spell(l, strings.NewReplacer("RS24", "DIR4", "RS26", "DIR6").Replace(tunOrDR(mode, "", true)))
+		writeProfile(t, l.Director, "lvs.toml", profile)
+		apply(t, l.Director, 0)
+		for _, h := range hosts {
+			if r := apply(t, h, 0); r.stdout != "nothing to do\n" {
+				t.Errorf("%s: the second apply said %s%s", h.Name, r.stdout, r.stderr)
+			}
+		}
+		for _, v6 := range []bool{false, true} {
+			spread(t, l.Client, l.ClientAddress.At(v6, 0).Addr(), l.VIP.At(v6, lab.Port), 4)
+		}
+		// Its weight changes in place, and it drains. Nobody has the broadcast address
+		// of a network; the rest is applied.
+		method := map[string]string{"dr": "-g", "tun": "-i"}[mode]
+		own, brd := l.DirectorAddress.V4.String(), "203.0.113.255"
+		writeProfile(t, l.Director, "lvs.toml", strings.Replace(profile, own+`"`, own+`", weight = 3`, 1))
+		if r := apply(t, l.Director, 0); strings.Count(r.stdout, "\n") != 1 || !strings.Contains(r.stdout, "~ destination -t 203.0.113.145:80 -r 203.0.113.20:80 "+method+" -w 3 ") {
+			t.Errorf("%s: another weight is no single change:\n%s", mode, r.stdout)
+		}
+		writeProfile(t, l.Director, "lvs.toml", strings.Replace(profile, own, brd, 1))
+		r := apply(t, l.Director, 2)
+		contains(t, r.stdout+r.stderr, "the real server 203.0.113.255 is left out: it is the broadcast address of 203.0.113.0/24 on eth0")
+		contains(t, run(t, l.Director, "ipvsadm", "-Sn"), "-r 203.0.113.20:80 "+method+" -w 0", "-r 203.0.113.147:80 "+method+" -w 1")
+		if r := apply(t, l.Director, 2); strings.Contains(r.stdout, "failed") {
+			t.Errorf("%s: %s", mode, r.stdout)
+		}
+		writeProfile(t, l.Director, "lvs.toml", profile)
+		apply(t, l.Director, 0)
+		if t.Failed() {
+			explain(t, l)
+		}
 	}
 	asFound(t, found, hosts...)
 }

@@ -240,6 +240,8 @@ func destinationError(d state.Destination, err error) error {
 		return fmt.Errorf("%w: while a sync daemon runs, a service has real servers of its own family alone", err)
 	case errors.Is(err, unix.EINVAL) && max(d.Upper, d.Lower) > math.MaxInt32:
 		return fmt.Errorf("%w: a threshold is at most %d", err, math.MaxInt32)
+	case errors.Is(err, unix.EINVAL) && d.Addr.Is4():
+		return fmt.Errorf("%w: where %s is a broadcast address (ip route get %[2]s), it is no real server", err, d.Addr)
 	case errors.Is(err, unix.ERANGE):
 		return fmt.Errorf("%w: a weight is 0 to 2147483647, and a lower threshold is not above the upper one", err)
 	}
