@@ -108,7 +108,11 @@ func (b *balanced) change(r *rand.Rand) string {
 		switch r.IntN(5) {
 		case 0:
 			s := pick(in)
-			s.weight = (s.weight + 1 + r.IntN(5)) % 6
+			if s.weight > 0 && r.IntN(2) == 0 {
+				s.weight = 0 // in reserve
+			} else {
+				s.weight = 1 + (s.weight+r.IntN(4))%5
+			}
 			b.stayOpen()
 			return fmt.Sprintf("%s: give %s the weight %d", b.name, s.address, s.weight)
 		case 1:
@@ -274,7 +278,7 @@ const icmpLimits = "cd /proc/sys/net && cat ipv4/icmp_ratelimit ipv6/icmp/rateli
 
 func TestStockAHundredChangesLoseNoConnection(t *testing.T) {
 	t.Parallel()
-	const changes, seed = 100, 3
+	const changes, seed = 100, 8
 	t.Logf("seed %d", seed)
 	r := rand.New(rand.NewPCG(seed, seed))
 	l, services := loadedLVS(t, "10m")

@@ -20,8 +20,9 @@ const procConnections = "/proc/thread-self/net/ip_vs_conn"
 
 const (
 	// longestCount is how long the list of connections is read. Kernels whose every
-	// read begins to search at its first line take minutes for a million of them;
-	// what drains then waits until the kernel has forgotten all that it had.
+	// read begins to search at its first line take four times as long for twice as
+	// many: 1.2 s for 40,000 on an emulated 6.1. What drains then waits until the
+	// kernel has forgotten all that it had.
 	longestCount = 250 * time.Millisecond
 	// countShare is how many times as long as it was read it is left alone.
 	countShare = 20
