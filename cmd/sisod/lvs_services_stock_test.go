@@ -292,6 +292,9 @@ func TestStockADirectorServesToo(t *testing.T) {
 		for _, v6 := range []bool{false, true} {
 			spread(t, l.Client, l.ClientAddress.At(v6, 0).Addr(), l.VIP.At(v6, lab.Port), 4)
 		}
+		if mode == "dr" {
+			contains(t, ip(t, l.RealServers[0], "address", "show", "dev", "vips"), l.VIP.V4.String()+"/32", l.VIP.V6.String()+"/128")
+		}
 		// Its weight changes in place, and it drains. Nobody has the broadcast address
 		// of a network; the rest is applied.
 		method := map[string]string{"dr": "-g", "tun": "-i"}[mode]
