@@ -1,5 +1,5 @@
 # make demo     shows the fault and the cure, in namespaces of its own (root)
-# make test     everything, packets included (root)
+# make test     all but boot-test, packets included (root)
 # make help     lists the rest
 
 STATICCHECK = honnef.co/go/tools/cmd/staticcheck@v0.8.2
@@ -29,7 +29,7 @@ build:
 demo: build tools
 	bin/sisod demo
 
-## test       all tests, those on the stock kernel too; needs root for network namespaces
+## test       all tests but boot-test, those on the stock kernel too; needs root for network namespaces
 test: test-host lab
 
 ## test-host  the tests that this machine's own kernel is enough for

@@ -2,6 +2,7 @@ package profiles
 
 import (
 	"os"
+	"path/filepath"
 	"reflect"
 	"regexp"
 	"slices"
@@ -79,10 +80,29 @@ func TestManualNamesEveryWordThatAKeyTakes(t *testing.T) {
 		t.Fatal(err)
 	}
 	words := regexp.MustCompile(`[a-z0-9]+`).FindAllString(strings.ReplaceAll(string(text), `\(dq`, " "), -1)
-	for _, list := range [][]string{schedulers, encapsulations, rpFilters, ruleActions, routeTypes, syncRoles, {string(NAT), string(DR), string(Tun)}} {
+	for _, list := range [][]string{schedulers, encapsulations, rpFilters, ruleActions, routeTypes, syncRoles, {string(NAT), string(DR), string(Tun), string(FullNAT)}} {
 		for _, w := range list {
 			if !slices.Contains(words, w) {
 				t.Errorf("sisod-profile(5) does not name %q", w)
+			}
+		}
+	}
+}
+
+func TestManualCallsNothingUnfinished(t *testing.T) {
+	pages, err := filepath.Glob("../packaging/man/*")
+	if err != nil || len(pages) == 0 {
+		t.Fatalf("%d manual pages, %v", len(pages), err)
+	}
+	for _, page := range pages {
+		text, err := os.ReadFile(page)
+		if err != nil {
+			t.Fatal(err)
+		}
+		words := strings.Join(strings.Fields(string(text)), " ")
+		for _, promise := range []string{"not in force", "in this version", "not yet supported"} {
+			if strings.Contains(words, promise) {
+				t.Errorf("%s says %q", page, promise)
 			}
 		}
 	}

@@ -70,7 +70,9 @@ func rootCommand() *cobra.Command {
 		Use:   "sisod",
 		Short: "source in, source out: policy routing from profiles",
 		Long: `sisod owns a Linux host's policy routing: a reply leaves by the way its
-request came in, and if it would not, sisod says why.
+request came in, and if it would not, sisod says why. It also gives a host its
+part in an LVS cluster, as real server or director (tun, dr, nat, fullnat), and
+hands what passes a host to its transparent proxies.
 
 Profiles are TOML files in /etc/sisod/profiles. Try "sisod demo" first: it
 shows the fault and the cure in namespaces of its own.`,

@@ -69,6 +69,28 @@ func TestManualAndCommandLineAgree(t *testing.T) {
 	}
 }
 
+// The programs of plan -o script are the same in the help and on the page.
+func TestManualAndHelpNameTheProgramsOfAScript(t *testing.T) {
+	text, err := os.ReadFile("../../packaging/man/sisod.8")
+	if err != nil {
+		t.Fatal(err)
+	}
+	_, entry, _ := strings.Cut(string(text), ".It Fl o , Fl -output")
+	entry, _, _ = strings.Cut(entry, "The script is for reading")
+	var told []string
+	for _, m := range regexp.MustCompile(`(?m)^\.Xr (\w+) 8`).FindAllStringSubmatch(entry, -1) {
+		told = append(told, m[1])
+	}
+	plan, _, err := rootCommand().Find([]string{"plan"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	usage := plan.Flag("output").Usage
+	if want := strings.Join(told[:len(told)-1], ", ") + " and " + told[len(told)-1]; !strings.Contains(usage, "of "+want) {
+		t.Errorf("the page has the commands of %s, the help %q", want, usage)
+	}
+}
+
 // long are the options of more than a letter.
 func long(options []string) []string {
 	return slices.DeleteFunc(slices.Clone(options), func(o string) bool { return !strings.HasPrefix(o, "-") })

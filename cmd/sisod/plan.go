@@ -49,7 +49,7 @@ Exit code 0: nothing to do, 2: there are changes, 1: error.`,
 			return err
 		},
 	}
-	cmd.Flags().StringVarP(&format, "output", "o", "text", "text, json, or script (the ip, nft and sysctl commands)")
+	cmd.Flags().StringVarP(&format, "output", "o", "text", "text, json, or script (commands of ip, nft, ipvsadm, sysctl, conntrack and modprobe)")
 	return cmd
 }
 

@@ -18,7 +18,14 @@ func showCommand(p *places) *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "show",
 		Short: "the desired state in iproute2's words, with the profile line that asked for it",
-		Args:  cobra.NoArgs,
+		Long: `Show prints all that the profiles ask for on this host, whether it is in the
+kernel or not: rules, routes and links as ip writes them, services and real
+servers of directors as ipvsadm does, and the table of nftables of forward,
+masquerade, fullnat and transparent proxies as nft does. What cannot be now,
+because an interface is absent or a gateway not learned, is not there: status
+tells that. --ipvsadm prints what "ipvsadm-restore" reads.
+Exit code 0: done, 1: error.`,
+		Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			s, err := p.open()
 			if err != nil {
