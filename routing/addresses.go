@@ -2,6 +2,7 @@ package routing
 
 import (
 	"cmp"
+	"math/bits"
 	"net/netip"
 	"slices"
 
@@ -15,6 +16,9 @@ const (
 	// flatRules is how many rules about addresses stand one after the other. With more
 	// of them a lookup is led to those that may concern it.
 	flatRules = 32
+	// spareBits is how many bits wider than a full one a prefix may be that stands for more
+	// addresses than flatRules without a network of their own: they fill an eighth of it.
+	spareBits = 3
 )
 
 // source is what one rule about addresses says: what starts from these leaves by that exit.
@@ -81,7 +85,8 @@ func (b *builder) owned(f state.Family) map[netip.Addr]*Exit {
 // sourcesOf lists the rules about the addresses of a family: those about one address,
 // and those about several. An exit of few addresses has a rule for each. Of more, those
 // in a network of the interface's share the largest parts of it that hold no address of
-// anybody else; others share a prefix that they fill.
+// anybody else; others share a prefix that they fill, or very many of them, one that
+// they fill to some part.
 func (b *builder) sourcesOf(f state.Family, owner map[netip.Addr]*Exit) (alone, shared []source) {
 	all := b.hostAddresses(f)
 	for _, e := range b.exits {
@@ -100,7 +105,13 @@ func (b *builder) sourcesOf(f state.Family, owner map[netip.Addr]*Exit) (alone, 
 			for _, n := range e.ampleNetworks() {
 				c.within(n, between(all, n))
 			}
-			own = slices.DeleteFunc(own, func(a netip.Addr) bool { return c.done[a] })
+			left := func() []netip.Addr {
+				return slices.DeleteFunc(own, func(a netip.Addr) bool { return c.done[a] })
+			}
+			if own = left(); len(own) > flatRules {
+				c.crowded(between(all, common(own[0], own[len(own)-1])))
+				own = left()
+			}
 			own = c.filled(own)
 		}
 		for _, a := range own {
@@ -195,6 +206,33 @@ func (c *cover) within(p netip.Prefix, addresses []netip.Addr) {
 		return
 	}
 	c.take(source{prefix: p, exit: c.exit, host: true}, addresses)
+}
+
+// crowded covers addresses of the exit by prefixes that hold no other one of the host's,
+// and are full to some part.
+func (c *cover) crowded(addresses []netip.Addr) {
+	if len(addresses) < 2 {
+		return
+	}
+	p := common(addresses[0], addresses[len(addresses)-1])
+	places := p.Addr().BitLen() - p.Bits() // as a power of two
+	if places-(bits.Len(uint(len(addresses)))-1) <= spareBits && !slices.ContainsFunc(addresses, func(a netip.Addr) bool { return !c.mine(a) || c.done[a] }) {
+		c.take(source{prefix: p, exit: c.exit, host: len(addresses)>>places == 0}, addresses)
+		return
+	}
+	low, _ := halves(p)
+	n := len(between(addresses, low))
+	c.crowded(addresses[:n])
+	c.crowded(addresses[n:])
+}
+
+// common is the longest prefix of two addresses.
+func common(a, b netip.Addr) netip.Prefix {
+	n := 0
+	for n < a.BitLen() && netip.PrefixFrom(a, n+1).Masked().Contains(b) {
+		n++
+	}
+	return netip.PrefixFrom(a, n).Masked()
 }
 
 // filled covers runs of sorted addresses that fill a prefix, and returns the rest.

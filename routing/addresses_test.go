@@ -173,3 +173,47 @@ func TestManyAddressesCostALookupLittle(t *testing.T) {
 		t.Logf("%5d addresses: %d rules, a lookup passes %d on average, %d at most; an address more is %.1f messages", c.addresses, len(d.Rules), sum/len(host), most, float64(changes)/20)
 	}
 }
+
+// Addresses without a network of their own share rules where they stand close together, each
+// uplink's among themselves, and no further than that.
+func TestCrowdedAddressesShareRules(t *testing.T) {
+	host := crowd{}
+	at := func(third, n int) netip.Addr { return netip.AddrFrom4([4]byte{10, byte(third), byte(n >> 8), byte(n)}) }
+	for i := range 5000 {
+		host[at(1, 3*i)], host[at(2, 3*i)] = "em1", "em2"
+	}
+	for i := range 16 {
+		host[at(3, i)] = "em1"
+	}
+	host[at(1, 3*100+1)] = "lan0"
+	for i := range 8 {
+		host[at(9, 997*i)] = "em1"
+	}
+	d := host.desired(func(netip.Addr) int { return 32 })
+	var list ruleList
+	for _, s := range state.Diff(state.Observed{State: state.New()}, d).Steps {
+		list = list.with(s)
+	}
+	number := map[string]uint32{"lan0": 0}
+	for n := range d.Names {
+		number[n.Name] = n.Number
+	}
+	for a, link := range host {
+		if got, _ := list.table(a); got != number[link] {
+			t.Errorf("from %s leads to table %d, and it is on %s", a, got, link)
+		}
+	}
+	for _, a := range []netip.Addr{at(1, 1<<15), at(9, 500), at(0, 1)} {
+		if got, _ := list.table(a); got != 0 {
+			t.Errorf("from %s, far from all that is the host's, leads to table %d", a, got)
+		}
+	}
+	if len(d.Rules) > 50 {
+		t.Errorf("%d rules", len(d.Rules))
+	}
+	for r := range d.Rules {
+		if full := r.From == netip.MustParsePrefix("10.3.0.0/28"); r.From.IsValid() && !r.From.IsSingleIP() && (r.IIF == "lo") == full {
+			t.Errorf("%s: what others forward from between the addresses is theirs, and only then", r)
+		}
+	}
+}

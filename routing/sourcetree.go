@@ -93,12 +93,7 @@ func spread(sources []source, n int) []block {
 
 // divide splits two sources or more at the first bit in which they differ.
 func divide(sources []source) (low, high block) {
-	first, last := sources[0].prefix, sources[len(sources)-1].prefix
-	bits := 0
-	for netip.PrefixFrom(first.Addr(), bits+1).Masked().Contains(last.Addr()) {
-		bits++
-	}
-	l, h := halves(netip.PrefixFrom(first.Addr(), bits).Masked())
+	l, h := halves(common(sources[0].prefix.Addr(), sources[len(sources)-1].prefix.Addr()))
 	at := slices.IndexFunc(sources, func(s source) bool { return h.Contains(s.prefix.Addr()) })
 	return block{l, sources[:at]}, block{h, sources[at:]}
 }

@@ -5,11 +5,13 @@ import (
 	"net/netip"
 	"os"
 	"path/filepath"
+	"slices"
 	"time"
 
 	"golang.org/x/sys/unix"
 
 	"github.com/sisod/sisod/internal/lab"
+	"github.com/sisod/sisod/internal/prefix"
 )
 
 // Programs of the rows.
@@ -49,6 +51,7 @@ func giveList(h *lab.Host, list []netip.Prefix) error {
 func (b *bench) prefixes() error {
 	for _, n := range prefixSizes {
 		list := list4(n)
+		rounds := slices.Collect(prefix.Of(list...).Rounds()) // takes the kernel least
 		file := filepath.Join(b.dir, "routes")
 		if err := writeLines(file, list, "route add %s via "+gateway4+" dev em1 table 100 proto static"); err != nil {
 			return err
@@ -63,7 +66,7 @@ func (b *bench) prefixes() error {
 				return err
 			}
 			for _, program := range []string{floor, floorHop} {
-				if err := b.onSite(func(s *site) error { return s.rawList(program, list) }); err != nil {
+				if err := b.onSite(func(s *site) error { return s.rawList(program, rounds) }); err != nil {
 					return err
 				}
 			}

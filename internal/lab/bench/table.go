@@ -76,6 +76,7 @@ var matrices = []matrix{
 	{firstServices, "services × 4 from empty, VM", inVM, []string{ours, restore, keepalived, floor}, serviceCounts, ""},
 	{reservices, "services × 4, nothing changed, VM", inVM, []string{ours, ipvsadmShow}, serviceCounts, ""},
 	{lookups, "addresses on two uplinks, one lookup", onHost, []string{ours, eachRule, noRules}, addressCounts, rulesOfAddresses},
+	{lookups + mixed, "addresses" + mixed + ", one lookup", onHost, []string{ours, eachRule, noRules}, addressCounts, rulesOfAddresses + mixed},
 }
 
 func (r *report) matrix(m matrix) string {
