@@ -175,9 +175,24 @@ func TestChangesAreMadeInPlace(t *testing.T) {
 
 func TestOneWeightIsOneMessage(t *testing.T) {
 	h := openBalanced(t)
-	k := tcp("203.0.113.1", 80)
-	reach(t, h, balanced, balancing(service(k, "wrr"), destination(k, "10.0.0.7", 80, state.DirectTo, 1), destination(k, "10.0.0.9", 80, state.DirectTo, 1)))
-	p := plan(t, h, balanced, balancing(service(k, "wrr"), destination(k, "10.0.0.7", 80, state.DirectTo, 5), destination(k, "10.0.0.9", 80, state.DirectTo, 1)))
+	// A thousand services, four real servers each, and one weight of them all.
+	thousand := func(weight int) state.Desired {
+		var objects []state.Object
+		for i := range 1000 {
+			k := tcp("203.0.113.1", uint16(1000+i))
+			objects = append(objects, service(k, "wrr"))
+			for n := range 4 {
+				d := destination(k, fmt.Sprintf("10.0.%d.%d", i%200, 7+n), 80, state.DirectTo, 1)
+				if i == 500 && n == 2 {
+					d.Weight = weight
+				}
+				objects = append(objects, d)
+			}
+		}
+		return balancing(objects...)
+	}
+	reach(t, h, balanced, thousand(1))
+	p := plan(t, h, balanced, thousand(5))
 	before, route := h.generic.seq, h.conn.seq
 	applyAll(t, h, p)
 	// One more asks for the family's number.
