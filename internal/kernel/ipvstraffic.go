@@ -3,22 +3,9 @@ package kernel
 import (
 	"encoding/binary"
 	"fmt"
+	"slices"
 
 	"github.com/sisod/sisod/internal/state"
-)
-
-// Attributes of counters (linux/ip_vs.h, IPVS_STATS_ATTR_*).
-const (
-	statsConnections uint16 = iota + 1
-	statsPacketsIn
-	statsPacketsOut
-	statsBytesIn
-	statsBytesOut
-	statsConnectionRate
-	statsPacketRateIn
-	statsPacketRateOut
-	statsByteRateIn
-	statsByteRateOut
 )
 
 // Traffic is what IPVS counts of sisod's services.
@@ -85,35 +72,18 @@ func decodeTraffic(body []byte, object, stats, stats64 uint16) (state.Traffic, e
 		wide = narrow
 	}
 	var t state.Traffic
-	var seen kinds
+	// In the order of IPVS_STATS_ATTR_* (linux/ip_vs.h), from 1.
+	counters := [...]*uint64{
+		&t.Total.Connections, &t.Total.PacketsIn, &t.Total.PacketsOut, &t.Total.BytesIn, &t.Total.BytesOut,
+		&t.PerSecond.Connections, &t.PerSecond.PacketsIn, &t.PerSecond.PacketsOut, &t.PerSecond.BytesIn, &t.PerSecond.BytesOut,
+	}
 	a := attributes{rest: wide, err: all.err}
 	for a.next() {
-		seen.add(a.kind)
-		switch a.kind {
-		case statsConnections:
-			t.Total.Connections = a.counter()
-		case statsPacketsIn:
-			t.Total.PacketsIn = a.counter()
-		case statsPacketsOut:
-			t.Total.PacketsOut = a.counter()
-		case statsBytesIn:
-			t.Total.BytesIn = a.counter()
-		case statsBytesOut:
-			t.Total.BytesOut = a.counter()
-		case statsConnectionRate:
-			t.PerSecond.Connections = a.counter()
-		case statsPacketRateIn:
-			t.PerSecond.PacketsIn = a.counter()
-		case statsPacketRateOut:
-			t.PerSecond.PacketsOut = a.counter()
-		case statsByteRateIn:
-			t.PerSecond.BytesIn = a.counter()
-		case statsByteRateOut:
-			t.PerSecond.BytesOut = a.counter()
+		if i := int(a.kind) - 1; i >= 0 && i < len(counters) && counters[i] != nil {
+			*counters[i], counters[i] = a.counter(), nil
 		}
 	}
-	if a.err == nil && !seen.have(statsConnections, statsPacketsIn, statsPacketsOut, statsBytesIn, statsBytesOut,
-		statsConnectionRate, statsPacketRateIn, statsPacketRateOut, statsByteRateIn, statsByteRateOut) {
+	if a.err == nil && slices.ContainsFunc(counters[:], func(missing *uint64) bool { return missing != nil }) {
 		a.err = errMalformed
 	}
 	if a.err != nil {
