@@ -109,12 +109,7 @@ func (b *builder) broadcastOf(a netip.Addr) (state.Address, bool) {
 func (b *builder) directorVIPs(d *profiles.Director) {
 	for _, v := range d.VIPs {
 		if d.Interface != "" {
-			if l, ok := b.link(d.Interface); !ok || !l.Up {
-				b.problem("director "+d.Name, v.Pos, "interface %s for the VIP %s is %s", d.Interface, v.Value, map[bool]string{false: "not there", true: "down"}[ok])
-			} else if b.facts.IPVS.Missing == "" || b.observed.VIPs[state.VIP{Link: d.Interface, Addr: v.Value}] {
-				// A host without IPVS does not take a VIP from a director that has it.
-				b.vip(d.Interface, v.Value, v.Pos.Short())
-			}
+			b.directorVIP(d, v)
 		}
 		uplink := d.Uplink.Value
 		for _, u := range b.config.Uplinks {
@@ -126,6 +121,54 @@ func (b *builder) directorVIPs(d *profiles.Director) {
 			b.fromVIP(v.Value, table, v.Pos.Short())
 		}
 	}
+}
+
+// directorVIP puts a VIP on its director's interface. One that is there stays.
+func (b *builder) directorVIP(d *profiles.Director, v profiles.At[netip.Addr]) {
+	l, ok := b.link(d.Interface)
+	switch there := b.observed.VIPs[state.VIP{Link: d.Interface, Addr: v.Value}]; {
+	case !ok || !l.Up:
+		b.problem("director "+d.Name, v.Pos, "interface %s for the VIP %s is %s", d.Interface, v.Value, map[bool]string{false: "not there", true: "down"}[ok])
+		return
+	case there:
+	case b.facts.IPVS.Missing != "":
+		// A host without IPVS does not take a VIP from a director that has it.
+		return
+	default:
+		if end, waits := b.awaited(d.Interface); waits {
+			b.problem("director "+d.Name, v.Pos, "VIP %s waits for NetworkManager to configure %s, until %s at the latest",
+				v.Value, d.Interface, end.UTC().Format(time.RFC3339))
+			return
+		}
+	}
+	b.vip(d.Interface, v.Value, v.Pos.Short())
+}
+
+// awaitedLimit is how long a VIP waits for NetworkManager to configure its
+// interface. DHCP, whose time in NetworkManager is 45 seconds, comes to its end in it.
+const awaitedLimit = time.Minute
+
+// awaited reports whether VIPs are not to be put on a link yet, and until when at
+// the latest: NetworkManager takes an interface that has an address before any
+// connection is active on it for somebody else's, and sets none of its own.
+func (b *builder) awaited(link string) (end time.Time, waits bool) {
+	since, awaited := b.facts.Awaited[link]
+	if !awaited {
+		return time.Time{}, false
+	}
+	if since.IsZero() || since.After(b.facts.Now) { // the clock was set
+		since = b.facts.Now
+	}
+	if b.Awaited == nil {
+		b.Awaited = map[string]time.Time{}
+	}
+	b.Awaited[link] = since
+	end = since.Add(awaitedLimit)
+	left := end.Sub(b.facts.Now)
+	if left > 0 {
+		b.later(left)
+	}
+	return end, left > 0
 }
 
 // directorSysctls sets what a mode needs of the host, and nothing else.

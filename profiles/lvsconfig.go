@@ -130,6 +130,17 @@ func (c *Config) VIPs() []netip.Addr {
 	return out
 }
 
+// Placing are the interfaces that VIPs of directors are put on.
+func (c *Config) Placing() []string {
+	var names []string
+	for _, d := range c.Directors {
+		if d.Interface != "" && !slices.Contains(names, d.Interface) {
+			names = append(names, d.Interface)
+		}
+	}
+	return names
+}
+
 // Balances reports whether the kernel's balancer is needed.
 func (c *Config) Balances() bool { return len(c.Directors) > 0 || c.IPVS != nil }
 

@@ -54,7 +54,7 @@ type loop struct {
 	proven bool             // a pass with the configuration in force came to its end
 	heeds  bool             // changes of files and SIGHUP are looked after, as events are
 	looks  bool             // the timer for the next look at what is silent is set
-	// rechecks: the next pass without an event is one to look at IPVS.
+	// rechecks: the next pass without an event is one to look at IPVS and at what waits.
 	rechecks bool
 
 	config *profiles.Config // nil: nothing ever loaded, so nothing is touched
@@ -184,7 +184,7 @@ func (l *loop) run(ctx context.Context) {
 			l.pending.pull(kernel.PartMarks, "nft rules of others changed")
 		case <-retry.C:
 			if l.rechecks {
-				l.pending.pull(kernel.PartIPVS, "look at connections")
+				l.pending.pull(kernel.PartIPVS, "look at what drains or waits")
 			} else {
 				l.pending.pull(kernel.AllParts, "retry")
 			}

@@ -47,6 +47,7 @@ func Look(ctx context.Context, h *kernel.Host, c *profiles.Config, parts kernel.
 	slices.Sort(numbers)
 	q := kernel.Query{
 		Interfaces: c.Interfaces(),
+		Placing:    c.Placing(),
 		Tables:     slices.Compact(numbers),
 		Sysctls:    routing.Sysctls(c),
 		Window:     [2]uint32{c.Settings.Priority, c.Settings.Priority + profiles.Window - 1},
@@ -118,7 +119,7 @@ func named(c *profiles.Config) []kernel.LinkFamily {
 	return list
 }
 
-// Apply remembers the gateways in use and what drains, and applies the plan of a pass. report
+// Apply remembers the gateways in use, what drains and what is waited for, and applies the plan of a pass. report
 // is told what became of each step.
 func (p Pass) Apply(ctx context.Context, h *kernel.Host, report func(kernel.Outcome)) ([]kernel.Outcome, error) {
 	return p.applyUntil(ctx, h, report, nil)
@@ -136,6 +137,9 @@ func (p Pass) applyUntil(ctx context.Context, h *kernel.Host, report func(kernel
 		if err := h.RememberDrains(p.Desired.Draining); err != nil {
 			return nil, fmt.Errorf("record draining real servers: %w", err)
 		}
+	}
+	if err := h.RememberAwaited(p.Desired.Awaited); err != nil {
+		return nil, fmt.Errorf("record what is waited for: %w", err)
 	}
 	if err := h.Prune(p.Desired.State); err != nil {
 		return nil, err

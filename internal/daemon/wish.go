@@ -97,6 +97,9 @@ func (l *loop) files(c *profiles.Config) []file {
 			break
 		}
 	}
+	if len(c.Placing()) > 0 {
+		list = append(list, file{path: l.Host.NetworkManagerDevices(), within: true, matter: leases})
+	}
 	return list
 }
 

@@ -33,6 +33,7 @@ import (
 //	listening tcp|udp A PORT
 //	foreign service tcp 192.0.2.1:80 SCHEDULER
 //	connections tcp 192.0.2.1:80 10.0.0.7:80 ACTIVE INACTIVE
+//	awaited em1
 //	now SECONDS
 func parseFacts(t *testing.T, file string) state.Facts {
 	t.Helper()
@@ -96,6 +97,8 @@ func parseFacts(t *testing.T, file string) state.Facts {
 			f.Addresses = append(f.Addresses, a)
 		case "main":
 			f.Main = append(f.Main, route(w[1]))
+		case "awaited":
+			f.Awaited = map[string]time.Time{w[1]: {}}
 		case "now":
 			f.Now = time.Unix(int64(number(w[1])), 0)
 		case "connections":

@@ -63,6 +63,7 @@ func Moments(t *testing.T, dir string) []Moment {
 	marks := map[state.Mark]bool{}
 	before := state.Observed{State: state.New()}
 	draining := map[state.DestinationKey]time.Time{}
+	awaited := map[string]time.Time{}
 	for _, file := range files {
 		name := strings.TrimSuffix(filepath.Base(file), ".facts")
 		if changed := filepath.Join(dir, name); exists(changed) {
@@ -72,6 +73,9 @@ func Moments(t *testing.T, dir string) []Moment {
 		}
 		f := parseFacts(t, file)
 		f.IPVS.Draining = draining
+		for link := range f.Awaited {
+			f.Awaited[link] = awaited[link]
+		}
 		asked := append(routing.Sysctls(c), lvs.Sysctls(c, f)...)
 		maps.DeleteFunc(f.Sysctls, func(path, _ string) bool { return !slices.Contains(asked, path) })
 		for k, v := range known {
@@ -87,7 +91,7 @@ func Moments(t *testing.T, dir string) []Moment {
 		d, exits := routing.Desired(c, tables, f)
 		lvs.Add(&d, c, tables.ByName(), f, before)
 		before = observedFrom(d)
-		known, draining, marks = d.Known, d.Draining, d.Marks
+		known, draining, awaited, marks = d.Known, d.Draining, d.Awaited, d.Marks
 		for n := range d.Names {
 			own[n.Name] = n.Number
 		}

@@ -137,6 +137,8 @@ type Query struct {
 	Tables     []uint32  // sisod's own, and those it is about to use
 	Sysctls    []string  // paths below /proc/sys
 	Window     [2]uint32 // rule priorities that are sisod's, first and last
+	// Placing are the interfaces that VIPs of directors are put on.
+	Placing []string
 	// Named are the families of interfaces whose gateway is known from elsewhere:
 	// it is not looked for beyond main and the leases.
 	Named []LinkFamily

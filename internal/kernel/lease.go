@@ -42,7 +42,7 @@ type leasePlace struct {
 // is in use; the others are histories, and count while they have not expired.
 var leasePlaces = [...]leasePlace{
 	{"systemd-networkd", "run/systemd/netif/leases", namedByIndex, readNetworkdLease},
-	{"NetworkManager", "run/NetworkManager/devices", namedByIndex, readNetworkManagerDevice},
+	{"NetworkManager", networkManagerDevices, namedByIndex, readNetworkManagerDevice},
 	{"NetworkManager", "var/lib/NetworkManager", networkManagerName("internal-", ".lease"), readNetworkdLease},
 	{"dhclient of NetworkManager", "var/lib/NetworkManager", networkManagerName("dhclient-", ".lease"), readDhclientLeases},
 	{"dhclient", "var/lib/dhcp", namedForDhclient, readDhclientLeases},

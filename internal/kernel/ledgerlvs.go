@@ -25,6 +25,7 @@ type roles struct {
 	Syncs    []bool         `json:"sync_masters,omitempty"` // by state.SyncDaemon.Master
 	Timeouts *timeoutsEntry `json:"timeouts,omitempty"`
 	Drains   []drainEntry   `json:"drains,omitempty"`
+	Awaited  []awaitedEntry `json:"awaited,omitempty"`
 }
 
 // deviceEntry is a link that sisod made, or a receiver of encapsulated packets.

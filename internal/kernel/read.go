@@ -17,7 +17,7 @@ import (
 func (h *Host) Read(ctx context.Context, q Query, parts Parts) (Snapshot, error) {
 	h.stale |= parts | h.asked(q)
 	h.query = Query{
-		Interfaces: slices.Clone(q.Interfaces), Tables: slices.Clone(q.Tables), Sysctls: slices.Clone(q.Sysctls),
+		Interfaces: slices.Clone(q.Interfaces), Placing: slices.Clone(q.Placing), Tables: slices.Clone(q.Tables), Sysctls: slices.Clone(q.Sysctls),
 		Window: q.Window, Named: slices.Clone(q.Named), Everywhere: q.Everywhere, Sweep: q.Sweep, IPVS: q.IPVS, Expected: slices.Clone(q.Expected),
 		NFT: q.NFT, Proxy: q.Proxy, MarkMask: q.MarkMask, Marks: q.Marks, Listening: slices.Clone(q.Listening), Asking: slices.Clone(q.Asking),
 	}
@@ -30,6 +30,7 @@ func (h *Host) Read(ctx context.Context, q Query, parts Parts) (Snapshot, error)
 			break
 		}
 	}
+	h.readAwaited()
 	h.cached.Facts.Now = time.Now()
 	if h.cached.Facts.NFT.MarksUnknown != "" || h.cached.Facts.NFT.Missing != "" {
 		// Unknown does not stay so.

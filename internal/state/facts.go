@@ -41,6 +41,9 @@ type Facts struct {
 	Sockets       SocketFacts
 	// Marks are the numbers in use, now or earlier in this boot, by owner.
 	Marks map[Mark]bool
+	// Awaited are the links that NetworkManager is still to configure, and since when
+	// their VIPs have been waiting for that; zero: they have not.
+	Awaited map[string]time.Time
 	// Now is when the facts were read.
 	Now time.Time
 	// FoundGroups are the groups that links were in before sisod moved them, by

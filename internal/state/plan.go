@@ -42,7 +42,11 @@ type Desired struct {
 	// Draining are the destinations that take no new connections any more, and
 	// since when, for the IPVSFacts.Draining of a later pass.
 	Draining map[DestinationKey]time.Time
-	// Recheck is when another pass is due, to look at IPVS, without any event; 0: never.
+	// Awaited are the links whose VIPs wait for NetworkManager, and since when, for the
+	// Facts.Awaited of a later pass.
+	Awaited map[string]time.Time
+	// Recheck is when another pass is due without any event, to look at IPVS and at what
+	// waits; 0: never.
 	Recheck time.Duration
 	packets NFRules // of which NFTable is made
 }

@@ -102,13 +102,16 @@ var learnedWhole = []string{
 
 func TestNetworkManagerAndSisodAreGoodNeighbours(t *testing.T) {
 	m := ready(t)
-	// An interface with a VIP and nothing else is somebody else's to NetworkManager.
-	m.write(t, "/etc/systemd/system/sisod.service.d/after.conf", "[Unit]\nAfter=NetworkManager-wait-online.service\n")
 	m.manage(t, "NetworkManager")
 	m.until(t, "sisod status")
-	expect(t, "when the network is online", m.witnessed(t), learnedWhole...)
+	expect(t, "when the network is online", m.witnessed(t), append(slices.Clone(learnedWhole), "198.51.100.80/32")...)
 	if got := m.neighbours(t); !slices.Equal(got, []string{"NetworkManager"}) {
 		t.Errorf("status names %q", got)
+	}
+	// An interface with a VIP and nothing else is somebody else's to NetworkManager:
+	// the VIP has waited until it had wan2.
+	if got := m.run(t, "nmcli -g GENERAL.STATE device show wan2"); !strings.HasSuffix(got, "(connected)") {
+		t.Errorf("wan2 is %s", got)
 	}
 	// wan2 is never-default: main has nothing of its gateway.
 	if got := m.run(t, "ip route show default"); strings.Contains(got, "wan2") || !strings.Contains(got, "via 203.0.113.1 dev wan1 proto dhcp") {
@@ -130,6 +133,10 @@ func TestNetworkManagerAndSisodAreGoodNeighbours(t *testing.T) {
 		m.again(t, before, c.line)
 		m.undisturbedBut(t, c.line, c.but)
 	}
+	// What it does not configure has its VIP all the same, in the end.
+	m.run(t, "nmcli -w 60 connection down wan2")
+	m.until(t, "sisod status | grep 'waits for NetworkManager to configure wan2'")
+	m.until(t, "ip address show dev wan2 to 198.51.100.80 | grep inet")
 	// Here the addresses go and come.
 	for _, line := range []string{"nmcli -w 60 connection up wan2", "nmcli -w 60 connection down wan1 && nmcli -w 60 connection up wan1"} {
 		m.run(t, line+" && nm-online -s -q -t 60")
