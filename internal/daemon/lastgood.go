@@ -15,7 +15,7 @@ import (
 
 // lastGood keeps a copy of the configuration that was last in force, as a tree
 // that mirrors absolute paths, so that profiles.Load finds it with the tree as
-// its root.
+// its root. Its owner alone can read it, as a profile may be for few eyes.
 type lastGood struct{ stateDir string }
 
 func (l lastGood) root() string { return filepath.Join(l.stateDir, "last-good") }
@@ -77,8 +77,12 @@ func (l lastGood) copy(c *profiles.Config, dir string) error {
 	for _, file := range c.Files {
 		folders[filepath.Dir(filepath.Join(l.fresh(), file))] = true
 	}
+	// The names of the tables may be in there too, for everybody.
+	if err := os.MkdirAll(l.stateDir, 0o755); err != nil {
+		return err
+	}
 	for folder := range folders {
-		if err := os.MkdirAll(folder, 0o755); err != nil {
+		if err := os.MkdirAll(folder, 0o700); err != nil {
 			return err
 		}
 	}
@@ -114,8 +118,13 @@ func LastGood(stateDir, dir string) (*profiles.Config, error) {
 	return lastGood{stateDir}.load(dir)
 }
 
-// same reports whether the kept copy holds exactly these files.
+// same reports whether the kept copy holds exactly these files, and is not one
+// that others can read, as they were made once.
 func (l lastGood) same(c *profiles.Config, dir string) bool {
+	const others = 0o077
+	if top, err := os.Stat(l.root()); err != nil || top.Mode().Perm()&others != 0 {
+		return false
+	}
 	if _, err := os.Stat(filepath.Join(l.root(), dir)); err != nil {
 		return false
 	}
@@ -173,7 +182,7 @@ func copyFile(from, to string) error {
 		return err
 	}
 	defer source.Close()
-	f, err := os.OpenFile(to, os.O_WRONLY|os.O_CREATE|os.O_EXCL, 0o644)
+	f, err := os.OpenFile(to, os.O_WRONLY|os.O_CREATE|os.O_EXCL, 0o600)
 	if err != nil {
 		return err
 	}

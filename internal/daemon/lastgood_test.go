@@ -1,6 +1,7 @@
 package daemon
 
 import (
+	"io/fs"
 	"os"
 	"path/filepath"
 	"strings"
@@ -179,5 +180,42 @@ func TestProfileBrokenRightAfterLoadingIsNotKept(t *testing.T) {
 	write(t, profile, "nonsense")
 	if err := (lastGood{t.TempDir()}).keep(c, dir); err == nil || !strings.Contains(err.Error(), "changed meanwhile") {
 		t.Errorf("keep a broken file: %v", err)
+	}
+}
+
+func TestKeptCopyIsForItsOwnerAlone(t *testing.T) {
+	dir, profile, _ := configDir(t)
+	if err := os.Chmod(profile, 0o640); err != nil {
+		t.Fatal(err)
+	}
+	l := lastGood{filepath.Join(t.TempDir(), "state")}
+	private := func() {
+		t.Helper()
+		if err := l.keep(load(t, dir), dir); err != nil {
+			t.Fatal(err)
+		}
+		err := filepath.WalkDir(l.root(), func(path string, d fs.DirEntry, err error) error {
+			if err != nil {
+				return err
+			}
+			info, err := d.Info()
+			if err == nil && info.Mode().Perm()&0o077 != 0 {
+				t.Errorf("%s is %v", path, info.Mode())
+			}
+			return err
+		})
+		if err != nil {
+			t.Fatal(err)
+		}
+	}
+	private()
+	// A copy of before, of the same files.
+	if err := os.Chmod(l.root(), 0o755); err != nil {
+		t.Fatal(err)
+	}
+	private()
+	// The folder around has what is for everybody.
+	if info, err := os.Stat(l.stateDir); err != nil || info.Mode().Perm() != 0o755 {
+		t.Errorf("the state folder is %v, %v", info.Mode(), err)
 	}
 }
