@@ -16,7 +16,8 @@ func checkCommand(p *places) *cobra.Command {
 		Use:   "check [PATH]",
 		Short: "validate profiles; needs neither root nor a kernel",
 		Long: `Check reads a configuration folder (or one profile) and reports every mistake
-with its place. Exit code 0: valid, 1: not.`,
+with its place. Root is also told what of the configuration the daemon's user
+cannot read. Exit code 0: valid, 1: not.`,
 		Args: cobra.MaximumNArgs(1),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			path := p.config
@@ -34,6 +35,14 @@ with its place. Exit code 0: valid, 1: not.`,
 			c, err := load(path)
 			if err != nil {
 				return err
+			}
+			// A draft that lies elsewhere is nobody's but its author's.
+			if dir, err := daemon.Absolute(p.config); err != nil {
+				return err
+			} else if path == dir || strings.HasPrefix(path, dir+"/") {
+				if err := p.unreadable(dir, c.Files); err != nil {
+					return err
+				}
 			}
 			fmt.Fprintf(cmd.OutOrStdout(), "%s: valid: %s in %s\n", path, contents(c), plural(len(c.Files), "file"))
 			return nil
