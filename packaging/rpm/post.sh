@@ -4,6 +4,13 @@
 if command -v systemd-sysusers >/dev/null; then
 	systemd-sysusers sisod.conf || :
 fi
+# Root may have applied before there was the daemon's user. Nobody but root could
+# put a link into a folder of root's.
+for folder in /run/sisod /var/lib/sisod; do
+	if [ -d "$folder" ] && [ "$(stat -c %u "$folder")" = 0 ]; then
+		chown -hR sisod:sisod "$folder" || :
+	fi
+done
 if command -v systemd-tmpfiles >/dev/null; then
 	systemd-tmpfiles --create sisod.conf || :
 fi
