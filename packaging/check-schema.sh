@@ -16,7 +16,7 @@ for file in profiles/examples/*.toml profiles/reference*.toml packaging/sisod.to
 	sed "1s|/usr/share/sisod/|$PWD/profiles/|" "$file" >"$work/$(basename "$file")"
 	grep -q "^#:schema file://$PWD/profiles/.*json$" "$work/$(basename "$file")"
 done
-for file in routing/testdata/*/profiles/*.toml; do
+find routing/testdata lvs/testdata -path '*/profiles/*.toml' | while read -r file; do
 	{
 		echo "#:schema file://$PWD/profiles/schema.json"
 		cat "$file"
@@ -47,4 +47,11 @@ done <<'END'
 [real_server.a]\nmode = "tunnel"\nvip = "192.0.2.1"
 [director.a]\nmode = "dr"\nvip = "192.0.2.1"\nservices = ["80"]\nreal_servers = [{ address = "10.0.0.1" }]
 [director.a]\nmode = "dr"\nvip = "192.0.2.1"\nservices = ["tcp/80"]\npersistence = 300\nreal_servers = [{ address = "10.0.0.1" }]
+[director.a]\nmode = "fulnat"\nvip = "192.0.2.1"\nservices = ["tcp/80"]\nsnat = "10.0.0.5"\nreal_servers = [{ address = "10.0.0.1" }]
+[director.a]\nmode = "fullnat"\nvip = "192.0.2.1"\nservices = ["tcp/80"]\nsnat = "10.0.0.0/24"\nreal_servers = [{ address = "10.0.0.1" }]
+[real_server.a]\nmode = "fullnat"\ndirector = "10.0.0.5"\nmss_room = 44
+[tproxy.a]\nservices = ["tcp/80"]\ninterfaces = "eth1"\nlisten = ":3129"
+[tproxy.a]\nservices = ["tcp/80"]\ninterfaces = ["eth1"]
+[tproxy.a]\nservices = ["sctp/80"]\ninterfaces = ["eth1"]\nlisten = ":3129"
+[tproxy.a]\nservices = ["tcp/80"]\ninterfaces = ["eth1"]\nlisten = ":3129"\nupstream = 3
 END

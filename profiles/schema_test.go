@@ -176,6 +176,7 @@ var schemaNeeds = map[string]schema{
 	"rawDirector":   with(required("mode", "real_servers"), needsOne("services", "fwmark")),
 	"rawBackend":    required("address"),
 	"rawSync":       required("role", "interface"),
+	"rawCapture":    required("services", "interfaces", "listen"),
 }
 
 // explained are the comments of the reference, by key: those at the end of its
