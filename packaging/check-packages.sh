@@ -1,7 +1,8 @@
 #!/bin/sh
 # Checks the packages in the folder that is named, or dist, as package.sh left
 # them: that another build, elsewhere and by somebody with other habits, gives the
-# same bytes; that lintian, rpmlint and mandoc have nothing to say; and the size.
+# same bytes; that the README's links lead somewhere; that lintian, rpmlint and
+# mandoc have nothing to say; and the size.
 set -eu
 cd "$(dirname "$0")/.."
 dist=$(cd "${1:-dist}" && pwd)
@@ -26,6 +27,12 @@ trap 'rm -rf "$other"' EXIT
 )
 for package in "$dist"/*.deb "$dist"/*.rpm; do
 	cmp "$package" "$other/dist/${package##*/}" || fail "a second build differs; diffoscope tells where"
+done
+
+dpkg-deb -x "$dist"/*_amd64.deb "$other/root"
+doc=$other/root/usr/share/doc/sisod
+grep -o '\](\([^):]*\))' "$doc/README.md" | tr -d ']()' | while read -r link; do
+	[ -e "$doc/$link" ] || fail "README.md has a link to $link, which the packages have not beside it"
 done
 
 for package in "$dist"/*.rpm; do

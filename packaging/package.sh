@@ -35,6 +35,8 @@ for page in packaging/man/*; do
 	gzip -9nc "$page" >"$stage/man/$(basename "$page").gz"
 done
 gzip -9nc CHANGELOG.md >"$stage/changelog.gz"
+# Its links lead to files that the packages have beside it.
+sed 's#\([[(]\)profiles/#\1#g; s#(internal/lab/bench/results/#(#g' README.md >"$stage/README.md"
 filled packaging/changelog.yaml >"$stage/changelog.yaml"
 
 # The binary has the Go runtime and modules in it; their licences ask to be told.
