@@ -23,6 +23,7 @@ func Add(d *state.Desired, c *profiles.Config, tables map[string]uint32, f state
 	if d.Draining == nil {
 		d.Draining = map[state.DestinationKey]time.Time{}
 	}
+	d.Limits, d.MarkedVIPs = map[state.ServiceKey]time.Duration{}, map[state.MarkedVIP]time.Time{}
 	b := builder{Desired: d, config: c, tables: tables, facts: f, observed: observed}
 	b.room()
 	for i := range c.RealServers {
@@ -35,6 +36,8 @@ func Add(d *state.Desired, c *profiles.Config, tables map[string]uint32, f state
 	b.fullNATs()
 	b.reserve()
 	b.drain()
+	b.keepMarked()
+	b.rememberLimits()
 	b.host()
 }
 

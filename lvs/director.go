@@ -1,6 +1,7 @@
 package lvs
 
 import (
+	"cmp"
 	"fmt"
 	"maps"
 	"net/netip"
@@ -29,6 +30,12 @@ func (b *builder) director(d *profiles.Director) {
 	}
 	for _, p := range placesOf(d) {
 		b.service(d, p.key, p.pos, backends, origins)
+	}
+	for _, v := range d.VIPs {
+		m := state.MarkedVIP{Mark: d.FWMark, Addr: v.Value}
+		if _, ours := b.limits[m.Service()]; ours && d.FWMark != 0 {
+			b.MarkedVIPs[m] = time.Time{}
+		}
 	}
 }
 
@@ -272,30 +279,34 @@ func (b *builder) service(d *profiles.Director, key state.ServiceKey, pos profil
 	}
 }
 
-// drainLimit is how long a destination of a director that is gone may keep its
-// connections.
-const drainLimit = time.Minute
-
 // drainInterval is how often a draining destination is looked at.
 const drainInterval = time.Second
 
 // limit is how long a removed destination keeps its connections: as the
-// director of its service says; of a service that is gone, as the most patient
-// one of its VIP.
+// director of its service says, or said when it was last there.
 func (b *builder) limit(key state.ServiceKey) time.Duration {
 	if limit, known := b.limits[key]; known {
 		return limit
 	}
-	longest := time.Duration(-1)
-	for other, limit := range b.limits {
-		if other.Addr == key.Addr && other.Mark == key.Mark {
-			longest = max(longest, limit)
+	if limit, known := b.facts.IPVS.Limits[key]; known {
+		return limit
+	}
+	return profiles.DefaultDrain
+}
+
+// rememberLimits keeps the limits for when no profile tells them any more.
+func (b *builder) rememberLimits() {
+	for key, limit := range b.limits {
+		if limit != profiles.DefaultDrain {
+			b.Limits[key] = limit
 		}
 	}
-	if longest < 0 {
-		return drainLimit
+	for key, limit := range b.facts.IPVS.Limits {
+		_, wanted := b.limits[key]
+		if _, there := b.observed.Services[key]; there && !wanted {
+			b.Limits[key] = limit
+		}
 	}
-	return longest
 }
 
 // drain keeps destinations that were removed from the profiles until their
@@ -364,6 +375,40 @@ func (b *builder) drain() {
 	b.keepTranslating(translated)
 }
 
+// keepMarked keeps the VIPs of services by mark that were removed: as long as
+// anything of the service drains, or, of a service that stays and whose
+// connections nobody counts by VIP, for as long as its real servers may drain.
+func (b *builder) keepMarked() {
+	for _, m := range slices.SortedFunc(maps.Keys(b.facts.IPVS.MarkedVIPs), func(x, y state.MarkedVIP) int {
+		return cmp.Or(cmp.Compare(x.Mark, y.Mark), x.Addr.Compare(y.Addr))
+	}) {
+		key, since := m.Service(), b.facts.IPVS.MarkedVIPs[m]
+		_, asked := b.MarkedVIPs[m]
+		if _, there := b.Services[key]; asked || !there {
+			continue
+		}
+		begun := !since.IsZero()
+		if !begun || since.After(b.facts.Now) { // the clock was set
+			since = b.facts.Now
+		}
+		_, wanted := b.limits[key]
+		end := since.Add(b.limit(key))
+		if wanted && !end.After(b.facts.Now) || !b.keepFor(m.Addr) {
+			continue
+		}
+		b.MarkedVIPs[m] = since
+		if wanted {
+			b.later(end.Sub(b.facts.Now))
+		}
+		if wanted && begun {
+			b.Problems = append(b.Problems, state.Problem{
+				Subject: "service " + key.Option(),
+				Text:    fmt.Sprintf("VIP %s was removed and stays for the connections that it has: it goes at %s", m.Addr, end.UTC().Format(time.RFC3339)),
+			})
+		}
+	}
+}
+
 // reserve keeps real servers that profiles give the weight 0 from getting new
 // connections, also by a hash.
 func (b *builder) reserve() {
@@ -394,18 +439,20 @@ func (b *builder) passOver(key state.ServiceKey) (deputy string) {
 }
 
 // keepFor keeps what the connections of a draining service stand on: its VIP,
-// the way of its replies, and the sysctls of its mode.
-func (b *builder) keepFor(vip netip.Addr) {
+// the way of its replies, and the sysctls of its mode. It tells whether the VIP
+// or its way is kept.
+func (b *builder) keepFor(vip netip.Addr) (kept bool) {
 	placed := slices.ContainsFunc(slices.Collect(maps.Keys(b.VIPs)), func(v state.VIP) bool { return v.Addr == vip })
 	for v := range b.observed.VIPs {
 		if v.Addr == vip && !placed {
-			b.VIPs[v] = true
+			b.VIPs[v], kept = true, true
 		}
 	}
 	if vip.IsValid() && !slices.Contains(b.config.VIPs(), vip) {
 		for r := range b.observed.Rules {
 			if r.From == netip.PrefixFrom(vip, vip.BitLen()) && b.active(r.Table, r.Family) {
 				b.fromVIP(vip, r.Table, b.Origins[r])
+				kept = true
 			}
 		}
 	}
@@ -415,6 +462,7 @@ func (b *builder) keepFor(vip netip.Addr) {
 			b.Sysctls[path] = now
 		}
 	}
+	return kept
 }
 
 // directs reports whether a sysctl is one of those that directors need.

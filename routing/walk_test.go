@@ -292,7 +292,11 @@ func TestNoMomentWantsTwoRoutesInOneSlot(t *testing.T) {
 func TestEveryObjectHasAnOrigin(t *testing.T) {
 	for _, dir := range cases(t) {
 		for _, m := range golden.Moments(t, dir) {
-			if len(m.Desired.Draining) > 0 {
+			goes := false
+			for _, since := range m.Desired.MarkedVIPs {
+				goes = goes || !since.IsZero()
+			}
+			if goes || len(m.Desired.Draining) > 0 {
 				continue // what drains is in no profile any more
 			}
 			for _, s := range state.Diff(state.Observed{State: state.New()}, m.Desired).Steps {

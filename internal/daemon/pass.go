@@ -119,8 +119,8 @@ func named(c *profiles.Config) []kernel.LinkFamily {
 	return list
 }
 
-// Apply remembers the gateways in use, what drains and what is waited for, and applies the plan of a pass. report
-// is told what became of each step.
+// Apply remembers the gateways in use, what drains, what is to when its director goes and what is
+// waited for, and applies the plan of a pass. report is told what became of each step.
 func (p Pass) Apply(ctx context.Context, h *kernel.Host, report func(kernel.Outcome)) ([]kernel.Outcome, error) {
 	return p.applyUntil(ctx, h, report, nil)
 }
@@ -140,6 +140,11 @@ func (p Pass) applyUntil(ctx context.Context, h *kernel.Host, report func(kernel
 	}
 	if err := h.RememberAwaited(p.Desired.Awaited); err != nil {
 		return nil, fmt.Errorf("record what is waited for: %w", err)
+	}
+	if !maps.Equal(p.Desired.Limits, p.Facts.IPVS.Limits) || !maps.Equal(p.Desired.MarkedVIPs, p.Facts.IPVS.MarkedVIPs) {
+		if err := h.RememberDirectors(p.Desired.Limits, p.Desired.MarkedVIPs); err != nil {
+			return nil, fmt.Errorf("record directors: %w", err)
+		}
 	}
 	if err := h.Prune(p.Desired.State); err != nil {
 		return nil, err

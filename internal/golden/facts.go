@@ -32,8 +32,9 @@ import (
 //	ipvs missing WHY… | nft missing WHY… | tproxy none WHY…
 //	listening tcp|udp A PORT
 //	foreign service tcp 192.0.2.1:80 SCHEDULER
-//	connections tcp 192.0.2.1:80 10.0.0.7:80 ACTIVE INACTIVE
 //	awaited em1
+//	connections tcp 192.0.2.1:80 10.0.0.7:80 ACTIVE INACTIVE [closed N]
+//	connections fwmark 7 10.0.0.7:0 ACTIVE INACTIVE [closed N]
 //	now SECONDS
 func parseFacts(t *testing.T, file string) state.Facts {
 	t.Helper()
@@ -103,7 +104,12 @@ func parseFacts(t *testing.T, file string) state.Facts {
 			f.Now = time.Unix(int64(number(w[1])), 0)
 		case "connections":
 			real := netip.MustParseAddrPort(w[3])
-			key := state.DestinationKey{Service: serviceOf(w[1], w[2]), Addr: real.Addr(), Port: real.Port()}
+			key := state.DestinationKey{Addr: real.Addr(), Port: real.Port()}
+			if w[1] == "fwmark" {
+				key.Service = state.ServiceKey{Family: familyOf(real.Addr()), Mark: number(w[2])}
+			} else {
+				key.Service = serviceOf(w[1], w[2])
+			}
 			f.IPVS.Connections[key] = state.Connections{Active: number(w[4]), Inactive: number(w[5]), Closed: number(after("closed"))}
 		case "ipvs":
 			f.IPVS.Missing = strings.Join(w[2:], " ")

@@ -64,6 +64,7 @@ func Moments(t *testing.T, dir string) []Moment {
 	before := state.Observed{State: state.New()}
 	draining := map[state.DestinationKey]time.Time{}
 	awaited := map[string]time.Time{}
+	limits, marked := map[state.ServiceKey]time.Duration{}, map[state.MarkedVIP]time.Time{}
 	for _, file := range files {
 		name := strings.TrimSuffix(filepath.Base(file), ".facts")
 		if changed := filepath.Join(dir, name); exists(changed) {
@@ -72,10 +73,10 @@ func Moments(t *testing.T, dir string) []Moment {
 			}
 		}
 		f := parseFacts(t, file)
-		f.IPVS.Draining = draining
 		for link := range f.Awaited {
 			f.Awaited[link] = awaited[link]
 		}
+		f.IPVS.Draining, f.IPVS.Limits, f.IPVS.MarkedVIPs = draining, limits, marked
 		asked := append(routing.Sysctls(c), lvs.Sysctls(c, f)...)
 		maps.DeleteFunc(f.Sysctls, func(path, _ string) bool { return !slices.Contains(asked, path) })
 		for k, v := range known {
@@ -92,6 +93,7 @@ func Moments(t *testing.T, dir string) []Moment {
 		lvs.Add(&d, c, tables.ByName(), f, before)
 		before = observedFrom(d)
 		known, draining, awaited, marks = d.Known, d.Draining, d.Awaited, d.Marks
+		limits, marked = d.Limits, d.MarkedVIPs
 		for n := range d.Names {
 			own[n.Name] = n.Number
 		}

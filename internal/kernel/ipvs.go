@@ -36,7 +36,7 @@ func (h *Host) readIPVS() error {
 		syncs: map[bool]state.SyncDaemon{},
 		facts: state.IPVSFacts{
 			Foreign: map[state.ServiceKey]state.Service{}, Connections: map[state.DestinationKey]state.Connections{},
-			Draining: h.ledger.drains(),
+			Draining: h.ledger.drains(), Limits: h.ledger.limits(), MarkedVIPs: h.ledger.markedVIPs(),
 		},
 	}
 	if h.query.IPVS || h.ledger.balances() {

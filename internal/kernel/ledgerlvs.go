@@ -26,6 +26,27 @@ type roles struct {
 	Timeouts *timeoutsEntry `json:"timeouts,omitempty"`
 	Drains   []drainEntry   `json:"drains,omitempty"`
 	Awaited  []awaitedEntry `json:"awaited,omitempty"`
+	// Limits are the services by how long what is removed of them drains.
+	Limits     map[limit]services `json:"drain_limits,omitempty"`
+	MarkedVIPs []markedEntry      `json:"marked_vips,omitempty"`
+}
+
+// limit is a time in the file's words, "10m0s".
+type limit time.Duration
+
+func (l limit) MarshalText() ([]byte, error) { return []byte(time.Duration(l).String()), nil }
+
+func (l *limit) UnmarshalText(b []byte) error {
+	d, err := time.ParseDuration(string(b))
+	*l = limit(d)
+	return err
+}
+
+// markedEntry is a state.MarkedVIP, and since when it is asked for no more.
+type markedEntry struct {
+	Mark  uint32     `json:"mark"`
+	Addr  netip.Addr `json:"addr"`
+	Since time.Time  `json:"since,omitzero"`
 }
 
 // deviceEntry is a link that sisod made, or a receiver of encapsulated packets.
@@ -306,6 +327,53 @@ func (h *Host) RememberDrains(drains map[state.DestinationKey]time.Time) error {
 	}
 	slices.SortFunc(g.page.Drains, func(a, b drainEntry) int {
 		return cmp.Or(state.CompareServices(state.ServiceKey(a.Service), state.ServiceKey(b.Service)), a.Addr.Compare(b.Addr), cmp.Compare(a.Port, b.Port))
+	})
+	g.dirty = true
+	h.stale |= PartIPVS
+	return g.save()
+}
+
+// limits are how long removed destinations of services keep their connections.
+func (g *ledger) limits() map[state.ServiceKey]time.Duration {
+	limits := map[state.ServiceKey]time.Duration{}
+	for l, list := range g.page.Limits {
+		for k := range list {
+			limits[k] = time.Duration(l)
+		}
+	}
+	return limits
+}
+
+// markedVIPs are the VIPs of services by mark.
+func (g *ledger) markedVIPs() map[state.MarkedVIP]time.Time {
+	vips := map[state.MarkedVIP]time.Time{}
+	for _, e := range g.page.MarkedVIPs {
+		vips[state.MarkedVIP{Mark: e.Mark, Addr: e.Addr}] = e.Since
+	}
+	return vips
+}
+
+// RememberDirectors keeps for later passes and processes what no profile tells
+// of a director that is gone: Facts.IPVS.Limits and MarkedVIPs. It writes only
+// what is new.
+func (h *Host) RememberDirectors(limits map[state.ServiceKey]time.Duration, vips map[state.MarkedVIP]time.Time) error {
+	g := h.ledger
+	g.reload()
+	if maps.Equal(limits, g.limits()) && maps.EqualFunc(vips, g.markedVIPs(), time.Time.Equal) {
+		return nil
+	}
+	g.page.Limits, g.page.MarkedVIPs = map[limit]services{}, nil
+	for k, d := range limits {
+		if g.page.Limits[limit(d)] == nil {
+			g.page.Limits[limit(d)] = services{}
+		}
+		g.page.Limits[limit(d)][k] = true
+	}
+	for m, since := range vips {
+		g.page.MarkedVIPs = append(g.page.MarkedVIPs, markedEntry{m.Mark, m.Addr, since.Round(0).UTC()})
+	}
+	slices.SortFunc(g.page.MarkedVIPs, func(a, b markedEntry) int {
+		return cmp.Or(cmp.Compare(a.Mark, b.Mark), a.Addr.Compare(b.Addr))
 	})
 	g.dirty = true
 	h.stale |= PartIPVS

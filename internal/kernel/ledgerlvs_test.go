@@ -6,6 +6,7 @@ import (
 	"net/netip"
 	"slices"
 	"testing"
+	"time"
 
 	"github.com/sisod/sisod/internal/state"
 )
@@ -83,5 +84,44 @@ func TestEveryServiceHasItsTurn(t *testing.T) {
 	}
 	if len(s.turns) != len(all) {
 		t.Errorf("%d turns for %d services", len(s.turns), len(all))
+	}
+}
+
+func TestWhatADirectorSaidIsRemembered(t *testing.T) {
+	dir := t.TempDir()
+	open := func() *Host {
+		t.Helper()
+		g, err := openLedger(dir, nil)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return &Host{ledger: g}
+	}
+	limits := map[state.ServiceKey]time.Duration{web(80): 10 * time.Minute, web(81): 10 * time.Minute, web(82): 0, {Family: state.IPv6, Mark: 7}: 90 * time.Second}
+	vips := map[state.MarkedVIP]time.Time{
+		{Mark: 7, Addr: netip.MustParseAddr("203.0.113.1")}: {},
+		{Mark: 7, Addr: netip.MustParseAddr("2001:db8::1")}: time.Now(),
+	}
+	h := open()
+	if err := h.RememberDirectors(limits, vips); err != nil {
+		t.Fatal(err)
+	}
+	for _, again := range []*Host{h, open()} {
+		if got := again.ledger.limits(); !maps.Equal(got, limits) {
+			t.Errorf("limits %v, want %v", got, limits)
+		}
+		if got := again.ledger.markedVIPs(); !maps.EqualFunc(got, vips, time.Time.Equal) {
+			t.Errorf("VIPs %v, want %v", got, vips)
+		}
+	}
+	again := open()
+	if err := again.RememberDirectors(limits, vips); err != nil || again.stale != 0 {
+		t.Errorf("IPVS is read anew though nothing is: %v", err)
+	}
+	if err := open().RememberDirectors(nil, nil); err != nil {
+		t.Fatal(err)
+	}
+	if h.ledger.reload(); len(h.ledger.limits())+len(h.ledger.markedVIPs()) != 0 {
+		t.Error("still remembered")
 	}
 }

@@ -166,6 +166,25 @@ type IPVSFacts struct {
 	// Draining tells since when a destination takes no new connections because
 	// it was removed from a profile.
 	Draining map[DestinationKey]time.Time
+	// Limits and MarkedVIPs are those of the last pass: Desired.Limits and
+	// Desired.MarkedVIPs.
+	Limits     map[ServiceKey]time.Duration
+	MarkedVIPs map[MarkedVIP]time.Time
+}
+
+// MarkedVIP is a VIP of a service by firewall mark, whose key does not tell it.
+type MarkedVIP struct {
+	Mark uint32
+	Addr netip.Addr
+}
+
+// Service is the service of the VIP.
+func (m MarkedVIP) Service() ServiceKey {
+	f := IPv6
+	if m.Addr.Is4() {
+		f = IPv4
+	}
+	return ServiceKey{Family: f, Mark: m.Mark}
 }
 
 // Connections are the counters of a destination.

@@ -45,6 +45,13 @@ type Desired struct {
 	// Awaited are the links whose VIPs wait for NetworkManager, and since when, for the
 	// Facts.Awaited of a later pass.
 	Awaited map[string]time.Time
+	// Limits are how long removed destinations of a service keep their connections,
+	// where it is not as by default, for the IPVSFacts.Limits of a later pass: when
+	// its director is gone no profile tells it any more.
+	Limits map[ServiceKey]time.Duration
+	// MarkedVIPs are for the same reason those of services by mark, and since when
+	// they are asked for no more; zero: they are asked for.
+	MarkedVIPs map[MarkedVIP]time.Time
 	// Recheck is when another pass is due without any event, to look at IPVS and at what
 	// waits; 0: never.
 	Recheck time.Duration
