@@ -184,7 +184,7 @@ func (l *loader) refusal(path string, err error, missing string) *fault {
 		cause = fmt.Errorf("%s: %w", p.Op, p.Err)
 	}
 	if errors.Is(err, fs.ErrPermission) {
-		return faultf("run as root, or give the reader leave", "%v", cause)
+		return faultf("run as root, or give the reader leave; for the daemon's user root's sisod check says how", "%v", cause)
 	}
 	return faultf("", "%v", cause)
 }
