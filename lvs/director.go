@@ -410,11 +410,17 @@ func (b *builder) keepMarked() {
 }
 
 // reserve keeps real servers that profiles give the weight 0 from getting new
-// connections, also by a hash.
+// connections, also by a hash, and those that are to have another one again until
+// they have it: schedulers are changed before weights.
 func (b *builder) reserve() {
 	for key, d := range b.Destinations {
 		if d.Weight == 0 {
 			b.passOver(key.Service)
+		}
+	}
+	for key, have := range b.observed.Destinations {
+		if have.Weight == 0 && b.Destinations[key].Weight > 0 && b.passOver(key.Service) != "" {
+			b.later(drainInterval) // the profile's own scheduler comes back after the weight
 		}
 	}
 }

@@ -1,6 +1,7 @@
 package lvs_test
 
 import (
+	"fmt"
 	"net/netip"
 	"slices"
 	"strings"
@@ -108,6 +109,40 @@ func TestDrainingIsToldOnce(t *testing.T) {
 	for i := range told {
 		if told[i] != want {
 			t.Errorf("after %d s:\n%s\nwant\n%s", i+1, told[i], want)
+		}
+	}
+}
+
+// A scheduler is changed before weights: without a deputy a hash would refuse,
+// in between, whoever it gives to the real server that comes back.
+func TestSchedulersPassOverWhatComesBackUntilItHas(t *testing.T) {
+	vip := netip.MustParseAddr("203.0.113.1")
+	for _, c := range []struct{ scheduler, wish, deputed string }{{"wlc", "wlc", "wlc"}, {"sh", "sh", "sh -b sh-fallback"}, {"dh", "dh", "lblc"}} {
+		observed := state.Observed{State: state.New()}
+		for i, m := range []struct {
+			weight    int
+			scheduler string
+			recheck   bool
+		}{
+			{0, c.deputed, false},
+			{1, c.deputed, c.wish != c.deputed},
+			{1, c.wish, false},
+		} {
+			director := profiles.Director{
+				Name: "web", Mode: profiles.DR, VIPs: []profiles.At[netip.Addr]{{Value: vip}}, Services: []profiles.Port{{Protocol: "tcp", Number: 80}},
+				Scheduler:   c.scheduler,
+				RealServers: []profiles.Backend{{Address: netip.MustParseAddr("10.0.0.1"), Weight: 1}, {Address: netip.MustParseAddr("10.0.0.2"), Weight: m.weight}},
+			}
+			d := state.Desired{State: state.New(), Origins: map[any]string{}}
+			lvs.Add(&d, &profiles.Config{Directors: []profiles.Director{director}}, nil, state.Facts{}, observed)
+			want := fmt.Sprintf("-A -s %s\n-a -r 10.0.0.1:80 -g -w 1\n-a -r 10.0.0.2:80 -g -w %d", m.scheduler, m.weight)
+			if got := lines(d); got != want {
+				t.Errorf("%s, pass %d:\n%s\nwant\n%s", c.scheduler, i+1, got, want)
+			}
+			if (d.Recheck > 0) != m.recheck {
+				t.Errorf("%s, pass %d: another one after %v", c.scheduler, i+1, d.Recheck)
+			}
+			observed.State = d.State
 		}
 	}
 }
