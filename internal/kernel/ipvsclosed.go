@@ -9,6 +9,7 @@ import (
 	"io/fs"
 	"net/netip"
 	"os"
+	"strconv"
 	"time"
 
 	"github.com/sisod/sisod/internal/state"
@@ -68,7 +69,7 @@ func (h *Host) countClosed(s *balancer) error {
 	for _, list := range asked {
 		for _, t := range list {
 			c := s.facts.Connections[t.key]
-			c.Closed = min(t.closed, c.Inactive-min(t.open, c.Inactive))
+			c.Closed = t.closedOf(c.Inactive)
 			s.facts.Connections[t.key] = c
 		}
 	}
@@ -133,7 +134,9 @@ func listedPort(port uint16) string {
 func (t tallies) count(list io.Reader) error {
 	lines := bufio.NewScanner(list)
 	for lines.Scan() {
-		var words [8][]byte // protocol, from, its port, to, its port, destination, its port, state
+		// Protocol, from, its port, to, its port, destination, its port, state; then
+		// spaces, and what begins with Expires.
+		var words [8][]byte
 		rest := lines.Bytes()
 		for i := range words {
 			words[i], rest, _ = bytes.Cut(rest, []byte(" "))
@@ -142,7 +145,7 @@ func (t tallies) count(list io.Reader) error {
 		for _, one := range t[string(words[5])] {
 			switch {
 			case string(words[2]) == "0000" || !one.has(tcp, words[3], words[4], words[6]):
-			case tcp && over(words[7]):
+			case tcp && over(words[7], rest):
 				one.closed++
 			default:
 				one.open++
@@ -156,12 +159,32 @@ func (t *tally) has(tcp bool, vip, service, port []byte) bool {
 	return (t.vip == "" || tcp && t.vip == string(vip)) && (t.service == "" || t.service == string(service)) && (t.port == "" || t.port == string(port))
 }
 
-// over reports whether a connection in a state carries nothing any more: both
-// ends have said that they end, or one has reset it
-// (net/netfilter/ipvs/ip_vs_proto_tcp.c, tcp_states). In CLOSE_WAIT the client
-// alone has ended, and in FIN_WAIT one end has, where the director sees both;
-// where it sees the client alone, dr and tun, this is FIN_WAIT, whatever the real
-// server has done.
-func over(state []byte) bool {
-	return string(state) == "TIME_WAIT" || string(state) == "CLOSE"
+// closedOf is how many of so many inactive connections carry nothing any more.
+// Those that the list tells to be open are not, and what it does not tell of may
+// be.
+func (t *tally) closedOf(inactive uint32) uint32 {
+	return min(t.closed, inactive-min(t.open, inactive))
+}
+
+// silence is how long, in seconds, an ended connection has no packet before it
+// counts as one that carries nothing any more: the director has seen both ends
+// say that they end, but not that what came before was received, and a lost
+// segment is sent again.
+const silence = 5
+
+// ended are the states of connections whose two ends have said that they end, or
+// one of which has reset it, and how many seconds after its last packet the
+// kernel forgets one (net/netfilter/ipvs/ip_vs_proto_tcp.c, tcp_states and
+// tcp_timeouts). In CLOSE_WAIT the client alone has ended, and in FIN_WAIT one end
+// has, where the director sees both; where it sees the client alone, dr and tun,
+// this is FIN_WAIT, whatever the real server has done.
+var ended = map[string]int{"TIME_WAIT": 120, "CLOSE": 10}
+
+// over reports whether a connection in a state carries nothing any more. expires
+// begins with the seconds, rounded down, until the kernel forgets it.
+func over(state, expires []byte) bool {
+	timeout, is := ended[string(state)]
+	word, _, _ := bytes.Cut(bytes.TrimLeft(expires, " "), []byte(" "))
+	left, err := strconv.Atoi(string(word))
+	return is && err == nil && left < timeout-silence
 }

@@ -10,18 +10,18 @@ import (
 	"github.com/sisod/sisod/internal/state"
 )
 
-// connectionList is of a kernel: a service by nat, one of a mark, one of IPv6 in
+// connectionList is as a kernel spells it: a service by nat, one of a mark, one of IPv6 in
 // tunnels of IPv4, and a persistent client.
 const connectionList = `Pro FromIP   FPrt ToIP     TPrt DestIP   DPrt State       Expires PEName PEData
-TCP C633640A D2F0 CB007191 1F40 CB007193 0050 TIME_WAIT       118
+TCP C633640A D2F0 CB007191 1F40 CB007193 0050 TIME_WAIT       114
 TCP C633640A D2F2 CB007191 1F40 CB007193 0050 CLOSE_WAIT       59
-TCP C633640A D2F4 CB007191 1F40 CB007193 0050 CLOSE             9
+TCP C633640A D2F4 CB007191 1F40 CB007193 0050 CLOSE             4
 TCP C633640A 0000 CB007191 1F40 CB007193 0050 NONE            290
 UDP C633640A D2F4 CB007191 1F40 CB007193 0050 UDP             300
-TCP C633640A D2F6 CB007191 1F41 CB007193 0051 TIME_WAIT       118
+TCP C633640A D2F6 CB007191 1F41 CB007193 0051 TIME_WAIT       114
 TCP C633640A D2F8 CB007191 1F40 CB007194 0050 FIN_WAIT        118
 TCP 2001:0db8:00c1:0000:0000:0000:0000:0010 D2F0 2001:0db8:0001:0000:0000:0000:0000:0145 0050 0A000107 0050 FIN_WAIT        118
-TCP 2001:0db8:00c1:0000:0000:0000:0000:0010 D2F2 2001:0db8:0001:0000:0000:0000:0000:0145 0050 2001:0db8:00a1:0000:0000:0000:0000:0007 0050 TIME_WAIT       118 sip call
+TCP 2001:0db8:00c1:0000:0000:0000:0000:0010 D2F2 2001:0db8:0001:0000:0000:0000:0000:0145 0050 2001:0db8:00a1:0000:0000:0000:0000:0007 0050 TIME_WAIT       114 sip call
 `
 
 func TestConnectionsAreCountedByDestination(t *testing.T) {
@@ -65,5 +65,46 @@ func TestAListOfConnectionsIsNotReadForLong(t *testing.T) {
 	asked.add(state.DestinationKey{Service: state.ServiceKey{Protocol: state.TCP, Addr: netip.MustParseAddr("203.0.113.145"), Port: 8000}, Addr: netip.MustParseAddr("203.0.113.147"), Port: 80})
 	if err := asked.count(limited{strings.NewReader(connectionList), time.Now()}); !errors.Is(err, errLongCount) {
 		t.Errorf("read after its time: %v", err)
+	}
+}
+
+// Before that a lost segment may be sent again.
+func TestAnEndedConnectionIsOverAfterSilence(t *testing.T) {
+	for _, c := range []struct {
+		state, expires string
+		want           bool
+	}{
+		{"TIME_WAIT", "      119", false},
+		{"TIME_WAIT", "      115", false},
+		{"TIME_WAIT", "      114", true},
+		{"TIME_WAIT", "        0 sip call", true},
+		{"TIME_WAIT", "      180", false}, // a backup's
+		{"CLOSE", "            9", false},
+		{"CLOSE", "            5", false},
+		{"CLOSE", "            4", true},
+		{"FIN_WAIT", "         0", false},
+		{"CLOSE_WAIT", "       0", false},
+		{"ESTABLISHED", "      0", false},
+		{"TIME_WAIT", "", false},
+		{"TIME_WAIT", " later", false},
+	} {
+		if got := over([]byte(c.state), []byte(c.expires)); got != c.want {
+			t.Errorf("%s %s: over is %v", c.state, c.expires, got)
+		}
+	}
+}
+
+func TestWhatTheListDoesNotTellIsOpen(t *testing.T) {
+	for _, c := range []struct{ inactive, open, closed, want uint32 }{
+		{3, 0, 3, 3},
+		{3, 1, 2, 2},
+		{3, 0, 2, 2}, // one is in no list: it began while it was read
+		{3, 2, 2, 1}, // one of the closed is gone from the counters
+		{1, 2, 2, 0},
+		{0, 0, 1, 0},
+	} {
+		if got := (&tally{open: c.open, closed: c.closed}).closedOf(c.inactive); got != c.want {
+			t.Errorf("%+v: %d closed", c, got)
+		}
 	}
 }
