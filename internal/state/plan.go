@@ -163,9 +163,14 @@ func Diff(observed Observed, desired Desired) Plan {
 	diffValues(observed.Up, desired.Up, observed.Before.Up, func(op Op, link string, up bool) {
 		step(op, LinkUp{link, up})
 	})
+	timeouts := desired.Timeouts
+	if found := observed.Before.Timeouts; found != nil && timeouts != (Timeouts{}) {
+		timeouts = timeouts.over(*found) // one that is asked for no more is given back
+	}
 	switch {
-	case desired.Timeouts != (Timeouts{}) && observed.Timeouts != desired.Timeouts.over(observed.Timeouts):
-		step(Replace, desired.Timeouts)
+	case timeouts != (Timeouts{}) && observed.Timeouts != timeouts.over(observed.Timeouts):
+		step(Replace, timeouts)
+		p.Steps[len(p.Steps)-1].Origin = desired.Origin(desired.Timeouts)
 	case desired.Timeouts == (Timeouts{}) && observed.Before.Timeouts != nil:
 		step(Restore, *observed.Before.Timeouts)
 	}

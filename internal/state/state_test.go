@@ -5,6 +5,7 @@ import (
 	"slices"
 	"strings"
 	"testing"
+	"time"
 )
 
 func way(table uint32, via string) Way {
@@ -144,5 +145,35 @@ ipvsadm -e -t 203.0.113.1:80 -r 10.0.0.3:80 -g -w 1
 ipvsadm -e -t 203.0.113.1:80 -r 10.0.0.1:80 -g -w 0`
 	if got := strings.Join(Diff(observed, desired).Commands(), "\n"); got != want {
 		t.Errorf("%s\nwant\n%s", got, want)
+	}
+}
+
+func TestATimeoutThatIsAskedForNoMoreIsGivenBack(t *testing.T) {
+	found := Timeouts{TCP: 900 * time.Second, TCPFin: 120 * time.Second, UDP: 300 * time.Second}
+	for _, c := range []struct {
+		name      string
+		now, want Timeouts
+		found     *Timeouts
+		command   string
+	}{
+		{"first", found, Timeouts{TCP: time.Hour}, nil, "ipvsadm --set 3600 0 0"},
+		{"one of two", Timeouts{time.Hour, 120 * time.Second, time.Minute}, Timeouts{UDP: time.Minute}, &found, "ipvsadm --set 900 120 60"},
+		{"given back", Timeouts{900 * time.Second, 120 * time.Second, time.Minute}, Timeouts{UDP: time.Minute}, &found, ""},
+		{"another one", Timeouts{time.Hour, 120 * time.Second, 300 * time.Second}, Timeouts{TCPFin: time.Minute}, &found, "ipvsadm --set 900 60 300"},
+		// The ledger tells of nothing that somebody else has changed since.
+		{"somebody else's", Timeouts{time.Minute, 120 * time.Second, time.Minute}, Timeouts{UDP: time.Minute}, nil, ""},
+		{"none", Timeouts{time.Hour, 120 * time.Second, time.Minute}, Timeouts{}, &found, "ipvsadm --set 900 120 300"},
+	} {
+		o, d := Observed{State: New(), Before: Before{Timeouts: c.found}}, Desired{State: New(), Origins: map[any]string{c.want: "ipvs.toml:2"}}
+		o.Timeouts, d.Timeouts = c.now, c.want
+		plan := Diff(o, d)
+		if got := strings.Join(plan.Commands(), "\n"); got != c.command {
+			t.Errorf("%s: %q, want %q", c.name, got, c.command)
+		}
+		for _, s := range plan.Steps {
+			if s.Op == Replace && s.Origin != "ipvs.toml:2" {
+				t.Errorf("%s: asked for by %q", c.name, s.Origin)
+			}
+		}
 	}
 }
