@@ -44,6 +44,7 @@ func (h *Host) readIPVS() error {
 		switch {
 		case errors.As(err, new(errNoIPVS)):
 			s.facts.Missing = err.Error()
+			h.ledger.missBalancer()
 		case err != nil:
 			return fmt.Errorf("read ipvs: %w", err)
 		default:

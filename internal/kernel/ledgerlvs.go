@@ -228,6 +228,16 @@ func (g *ledger) ownsService(k state.ServiceKey) bool { return g.page.Services[k
 
 func (g *ledger) missService(k state.ServiceKey) { g.absent[k] = true }
 
+// missBalancer tells that IPVS is gone, and everything in it.
+func (g *ledger) missBalancer() {
+	for k := range g.page.Services {
+		g.missService(k)
+	}
+	for _, master := range g.page.Syncs {
+		g.missSync(master)
+	}
+}
+
 func (g *ledger) noteService(k state.ServiceKey) (fresh bool) {
 	g.reload()
 	fresh = g.note(k, g.page.Services[k])

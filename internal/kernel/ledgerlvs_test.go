@@ -125,3 +125,18 @@ func TestWhatADirectorSaidIsRemembered(t *testing.T) {
 		t.Error("still remembered")
 	}
 }
+
+// What another program makes later by the same names is not sisod's. A kernel
+// without IPVS has nothing in it either.
+func TestWhatIsNotThereIsSisodsNoMore(t *testing.T) {
+	enterNamespace(t)
+	h := openTestHost(t)
+	h.ledger.noteService(web(80))
+	h.ledger.noteSync(true)
+	if err := h.readIPVS(); err != nil {
+		t.Fatal(err)
+	}
+	if h.ledger.ownsService(web(80)) || h.ledger.ownsSync(true) {
+		t.Errorf("services %v, sync daemons %v are sisod's still", h.ledger.services(), h.ledger.page.Syncs)
+	}
+}
