@@ -24,7 +24,7 @@ var rooms = map[string]struct {
 	"internal/kernel":      {[]string{"internal/prefix", "internal/state"}, false},
 	"internal/daemon":      {[]string{"profiles", "routing", "lvs", "internal/kernel", "internal/prefix", "internal/state"}, false},
 	"internal/lab":         {nil, false},
-	"internal/lab/bench":   {[]string{"internal/lab"}, false},
+	"internal/lab/bench":   {[]string{"internal/lab", "internal/prefix"}, false},
 	"internal/lab/vm":      {nil, false},
 	"internal/lab/stockvm": {[]string{"internal/lab/vm"}, false},
 	"packaging/boot/guest": {[]string{"internal/lab/vm", "packaging/boot/order"}, false},
