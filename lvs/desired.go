@@ -23,6 +23,7 @@ func Add(d *state.Desired, c *profiles.Config, tables map[string]uint32, f state
 	if d.Draining == nil {
 		d.Draining = map[state.DestinationKey]time.Time{}
 	}
+	d.Deputies = map[state.ServiceKey]string{}
 	d.Limits, d.MarkedVIPs = map[state.ServiceKey]time.Duration{}, map[state.MarkedVIP]time.Time{}
 	b := builder{Desired: d, config: c, tables: tables, facts: f, observed: observed}
 	b.room()

@@ -436,9 +436,11 @@ func (b *builder) passOver(key state.ServiceKey) (deputy string) {
 	case s.Scheduler == "sh" && s.Flags&state.ServiceSched1 == 0:
 		s.Flags |= state.ServiceSched1
 		deputy = "; until then sh falls back to others"
+		b.Deputies[key] = "sh falls back to others: a real server is to get no new connections"
 	case s.Scheduler == "dh":
 		s.Scheduler = "lblc"
 		deputy = "; until then lblc stands in for dh, which would go on choosing it"
+		b.Deputies[key] = "lblc stands in for dh: a real server is to get no new connections"
 	}
 	b.Services[key] = s
 	return deputy

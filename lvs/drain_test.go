@@ -139,6 +139,9 @@ func TestSchedulersPassOverWhatComesBackUntilItHas(t *testing.T) {
 			if got := lines(d); got != want {
 				t.Errorf("%s, pass %d:\n%s\nwant\n%s", c.scheduler, i+1, got, want)
 			}
+			if told := len(d.Deputies) > 0; told != (m.scheduler != c.wish) {
+				t.Errorf("%s, pass %d: told %v", c.scheduler, i+1, d.Deputies)
+			}
 			if (d.Recheck > 0) != m.recheck {
 				t.Errorf("%s, pass %d: another one after %v", c.scheduler, i+1, d.Recheck)
 			}

@@ -43,7 +43,9 @@ type serviceStatus struct {
 	Service   string `json:"service"` // as ipvsadm names it
 	Scheduler string `json:"scheduler"`
 	// Options are the scheduler and all else of the service as ipvsadm spells it.
-	Options      string              `json:"options"`
+	Options string `json:"options"`
+	// Deputy is why these are not the profile's.
+	Deputy       string              `json:"deputy,omitempty"`
 	Present      bool                `json:"present"`
 	Destinations []destinationStatus `json:"destinations"`
 	Traffic      state.Traffic       `json:"traffic"`
@@ -138,7 +140,7 @@ func service(key state.ServiceKey, dests []state.Destination, pass daemon.Pass, 
 	if !present {
 		have = pass.Desired.Services[key]
 	}
-	s := serviceStatus{Service: key.Option(), Scheduler: have.Scheduler, Options: options(have), Present: present, Destinations: []destinationStatus{}, Traffic: traffic.Services[key]}
+	s := serviceStatus{Service: key.Option(), Scheduler: have.Scheduler, Options: options(have), Deputy: pass.Desired.Deputies[key], Present: present, Destinations: []destinationStatus{}, Traffic: traffic.Services[key]}
 	for _, want := range dests {
 		dest := want.DestinationKey
 		have, present := pass.Observed.Destinations[dest]
@@ -191,6 +193,9 @@ func roleLines(pal palette, list []roleStatus) []string {
 		}
 		for _, s := range r.Services {
 			lines = append(lines, "  "+presence(pal, s.Present, false, s.Service+" "+s.Options))
+			if s.Deputy != "" {
+				lines = append(lines, "    "+s.Deputy)
+			}
 			if text := trafficText(s.Traffic); text != "" {
 				lines = append(lines, "    in all"+text)
 			}

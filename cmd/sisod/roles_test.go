@@ -2,8 +2,12 @@ package main
 
 import (
 	"math"
+	"net/netip"
+	"slices"
 	"testing"
 
+	"github.com/sisod/sisod/internal/daemon"
+	"github.com/sisod/sisod/internal/kernel"
 	"github.com/sisod/sisod/internal/state"
 )
 
@@ -29,5 +33,26 @@ func TestTrafficIsToldInFewDigits(t *testing.T) {
 	v.Total.PacketsOut, v.Total.BytesOut = 7, 640
 	if got := trafficText(v); got != direct+"  640 B out" {
 		t.Errorf("%q", got)
+	}
+}
+
+// It would be looked for in vain in the profiles.
+func TestADeputySaysWhyItIsThere(t *testing.T) {
+	key := state.ServiceKey{Family: state.IPv4, Protocol: state.TCP, Addr: netip.MustParseAddr("203.0.113.1"), Port: 80}
+	const why = "lblc stands in for dh: a real server is to get no new connections"
+	pass := daemon.Pass{Observed: state.Observed{State: state.New()}}
+	pass.Observed.Services[key] = state.Service{ServiceKey: key, Scheduler: "lblc", Netmask: 32}
+	pass.Desired.Deputies = map[state.ServiceKey]string{key: why}
+	dest := state.Destination{DestinationKey: state.DestinationKey{Service: key, Addr: netip.MustParseAddr("10.0.0.7"), Port: 80}}
+	pass.Observed.Destinations[dest.DestinationKey] = dest
+	s := service(key, []state.Destination{dest}, pass, kernel.Traffic{})
+	want := []string{
+		"director web, dr",
+		"  -t 203.0.113.1:80 -s lblc",
+		"    " + why,
+		"    10.0.0.7:80  weight 0  0 active  0 inactive",
+	}
+	if got := roleLines(palette{}, []roleStatus{{Name: "web", Role: "director", Mode: "dr", Services: []serviceStatus{s}}}); !slices.Equal(got, want) {
+		t.Errorf("%q\nwant %q", got, want)
 	}
 }

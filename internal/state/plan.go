@@ -45,6 +45,9 @@ type Desired struct {
 	// Awaited are the links whose VIPs wait for NetworkManager, and since when, for the
 	// Facts.Awaited of a later pass.
 	Awaited map[string]time.Time
+	// Deputies tell what keeps the scheduler of a service from choosing what is to get
+	// nothing, where the profile's own would.
+	Deputies map[ServiceKey]string
 	// Limits are how long removed destinations of a service keep their connections,
 	// where it is not as by default, for the IPVSFacts.Limits of a later pass: when
 	// its director is gone no profile tells it any more.
