@@ -55,7 +55,7 @@ func (h *Host) readIPVS() error {
 			if err := s.read(h, number); err != nil {
 				return fmt.Errorf("read ipvs: %w", err)
 			}
-			if err := h.countClosed(&s); err != nil {
+			if err := h.countClosed(&s, procConnections); err != nil {
 				return fmt.Errorf("read ipvs: %w", err)
 			}
 		}

@@ -33,8 +33,9 @@ const (
 var errLongCount = errors.New("too long")
 
 // countClosed learns how many inactive connections of what drains carry nothing
-// any more. It reads the list of connections where that decides, and then only.
-func (h *Host) countClosed(s *balancer) error {
+// any more. It reads the list of connections, a file such as procConnections,
+// where that decides, and then only.
+func (h *Host) countClosed(s *balancer, path string) error {
 	now := time.Now()
 	if now.Before(h.countRest) {
 		return nil
@@ -51,7 +52,7 @@ func (h *Host) countClosed(s *balancer) error {
 	if len(asked) == 0 {
 		return nil
 	}
-	f, err := os.Open(procConnections)
+	f, err := os.Open(path)
 	if errors.Is(err, fs.ErrNotExist) {
 		return nil
 	}

@@ -3,6 +3,8 @@ package kernel
 import (
 	"errors"
 	"net/netip"
+	"os"
+	"path/filepath"
 	"strings"
 	"testing"
 	"time"
@@ -105,6 +107,59 @@ func TestWhatTheListDoesNotTellIsOpen(t *testing.T) {
 	} {
 		if got := (&tally{open: c.open, closed: c.closed}).closedOf(c.inactive); got != c.want {
 			t.Errorf("%+v: %d closed", c, got)
+		}
+	}
+}
+
+// The list is read where something drains and has none but inactive connections,
+// and not again before it has rested.
+func TestTheListIsReadWhereItDecides(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "ip_vs_conn")
+	if err := os.WriteFile(path, []byte(connectionList), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	key := state.DestinationKey{
+		Service: state.ServiceKey{Family: state.IPv4, Protocol: state.TCP, Addr: netip.MustParseAddr("203.0.113.145"), Port: 8000},
+		Addr:    netip.MustParseAddr("203.0.113.147"), Port: 80,
+	}
+	datagrams := key
+	datagrams.Service.Protocol = state.UDP
+	h := &Host{}
+	for _, c := range []struct {
+		name          string
+		key           state.DestinationKey
+		drains, there bool
+		active        uint32
+		rests         time.Duration
+		closed        uint32
+		read          bool
+	}{
+		{"it decides", key, true, true, 0, 0, 2, true},
+		{"it rests", key, true, true, 0, time.Hour, 0, false},
+		{"active ones", key, true, true, 1, 0, 0, false},
+		{"nothing drains", key, false, true, 0, 0, 0, false},
+		{"it is gone", key, true, false, 0, 0, 0, false},
+		{"of UDP", datagrams, true, true, 0, 0, 0, false},
+	} {
+		s := balancer{destinations: map[state.DestinationKey]state.Destination{}}
+		s.facts.Connections = map[state.DestinationKey]state.Connections{c.key: {Active: c.active, Inactive: 3}}
+		s.facts.Draining = map[state.DestinationKey]time.Time{}
+		if c.there {
+			s.destinations[c.key] = state.Destination{DestinationKey: c.key}
+		}
+		if c.drains {
+			s.facts.Draining[c.key] = time.Now()
+		}
+		begin := time.Now()
+		h.countRest = begin.Add(c.rests)
+		if err := h.countClosed(&s, path); err != nil {
+			t.Fatal(err)
+		}
+		if got := s.facts.Connections[c.key].Closed; got != c.closed {
+			t.Errorf("%s: %d closed, want %d", c.name, got, c.closed)
+		}
+		if read := !h.countRest.Equal(begin.Add(c.rests)); read != c.read {
+			t.Errorf("%s: read %v", c.name, read)
 		}
 	}
 }
