@@ -8,13 +8,16 @@
 package vm
 
 import (
+	"cmp"
 	"context"
+	"errors"
 	"fmt"
 	"io"
 	"os"
 	"os/exec"
 	"strconv"
 	"strings"
+	"time"
 
 	"golang.org/x/sys/unix"
 )
@@ -35,7 +38,13 @@ type Machine struct {
 	Port       string    // by which the guest opens its connection to the host
 	Devices    []string  // of qemu's command line, besides the port and the console
 	Console    io.Writer // may be nil
+	// Silence is how long the guest may say nothing; 0: three minutes. Once in a few
+	// hundred times an emulated kernel does not come up, and the machine is started anew.
+	Silence time.Duration
 }
+
+// starts is how often a machine is started that says nothing.
+const starts = 3
 
 // Running is a machine that was started.
 type Running struct {
@@ -46,21 +55,49 @@ type Running struct {
 	release func()
 }
 
-// Start starts a machine, which ends with ctx. It must be called on a thread
-// that lives as long as the process.
+// Start starts a machine, which ends with ctx, and waits for the guest's first word.
+// It must be called on a thread that lives as long as the process.
 func (m Machine) Start(ctx context.Context) (*Running, error) {
 	// Its modules are loaded while the machine runs.
 	unlock, err := Lock(m.Kernel.Root, unix.LOCK_SH)
 	if err != nil {
 		return nil, err
 	}
-	r, err := m.start(ctx)
-	if err != nil {
-		unlock()
-		return nil, err
+	for range starts {
+		var r *Running
+		if r, err = m.start(ctx); err != nil {
+			break
+		}
+		if err = r.await(cmp.Or(m.Silence, 3*time.Minute)); err == nil {
+			r.release = unlock
+			return r, nil
+		}
+		err = fmt.Errorf("%w; the end of its console:\n%s", err, r.ConsoleEnd())
+		_ = r.cmd.Process.Kill()
+		_ = r.cmd.Wait() // killed
+		r.Port.Close()
 	}
-	r.release = unlock
-	return r, nil
+	unlock()
+	return nil, err
+}
+
+// await waits until the guest has said something, or has ended.
+func (r *Running) await(limit time.Duration) error {
+	raw, err := r.Port.SyscallConn()
+	if err != nil {
+		return err
+	}
+	if err := r.Port.SetReadDeadline(time.Now().Add(limit)); err != nil {
+		return err
+	}
+	err = raw.Read(func(fd uintptr) bool {
+		_, _, err := unix.Recvfrom(int(fd), make([]byte, 1), unix.MSG_PEEK|unix.MSG_DONTWAIT)
+		return !errors.Is(err, unix.EAGAIN)
+	})
+	if err != nil {
+		return fmt.Errorf("wait for the guest's first word: none in %s, %d times: %w", limit, starts, err)
+	}
+	return r.Port.SetReadDeadline(time.Time{})
 }
 
 func (m Machine) start(ctx context.Context) (*Running, error) {
@@ -142,6 +179,10 @@ var kernelArgs = [...]string{
 func socketPair() (ours, theirs *os.File, err error) {
 	fds, err := unix.Socketpair(unix.AF_UNIX, unix.SOCK_STREAM|unix.SOCK_CLOEXEC, 0)
 	if err != nil {
+		return nil, nil, fmt.Errorf("make socket: %w", err)
+	}
+	// So that waiting can end.
+	if err := unix.SetNonblock(fds[0], true); err != nil {
 		return nil, nil, fmt.Errorf("make socket: %w", err)
 	}
 	return os.NewFile(uintptr(fds[0]), "port"), os.NewFile(uintptr(fds[1]), "port of the guest"), nil
