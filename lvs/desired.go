@@ -225,6 +225,15 @@ func (b *builder) quiet() bool {
 	return ignore == "2" || ignore == "8"
 }
 
+// sinceOrNow is when a wait began that earlier passes noted: now, if none did, or
+// if the clock was set back since.
+func (b *builder) sinceOrNow(noted time.Time) time.Time {
+	if noted.IsZero() || noted.After(b.facts.Now) {
+		return b.facts.Now
+	}
+	return noted
+}
+
 // later asks for another pass.
 func (b *builder) later(d time.Duration) {
 	if b.Recheck == 0 || d < b.Recheck {

@@ -159,9 +159,7 @@ func (b *builder) awaited(link string) (end time.Time, waits bool) {
 	if !awaited {
 		return time.Time{}, false
 	}
-	if since.IsZero() || since.After(b.facts.Now) { // the clock was set
-		since = b.facts.Now
-	}
+	since = b.sinceOrNow(since)
 	if b.Awaited == nil {
 		b.Awaited = map[string]time.Time{}
 	}

@@ -64,9 +64,7 @@ func (b *builder) drain() {
 		key := have.DestinationKey
 		_, wanted := b.limits[key.Service]
 		since, begun := b.facts.IPVS.Draining[key]
-		if !begun || since.After(b.facts.Now) { // the clock was set
-			since = b.facts.Now
-		}
+		since = b.sinceOrNow(since)
 		count := b.facts.IPVS.Connections[key]
 		end := since.Add(b.limit(key.Service))
 		left := end.Sub(b.facts.Now)
@@ -122,9 +120,7 @@ func (b *builder) keepMarked() {
 			continue
 		}
 		begun := !since.IsZero()
-		if !begun || since.After(b.facts.Now) { // the clock was set
-			since = b.facts.Now
-		}
+		since = b.sinceOrNow(since)
 		_, wanted := b.limits[key]
 		end := since.Add(b.limit(key))
 		if wanted && !end.After(b.facts.Now) || !b.keepFor(m.Addr) {

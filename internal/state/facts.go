@@ -180,11 +180,7 @@ type MarkedVIP struct {
 
 // Service is the service of the VIP.
 func (m MarkedVIP) Service() ServiceKey {
-	f := IPv6
-	if m.Addr.Is4() {
-		f = IPv4
-	}
-	return ServiceKey{Family: f, Mark: m.Mark}
+	return ServiceKey{Family: familyOf(m.Addr), Mark: m.Mark}
 }
 
 // Connections are the counters of a destination.
