@@ -29,8 +29,8 @@ type Capture struct {
 	links []string
 	// Sample: a packet or two are enough, and losing others is no error of Close.
 	Sample bool
-	file  *os.File
-	done  chan struct{}
+	file   *os.File
+	done   chan struct{}
 
 	mu      sync.Mutex
 	packets []Packet
