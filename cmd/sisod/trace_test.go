@@ -56,7 +56,7 @@ func traced(t testing.TB, h *lab.Host, decide func(change) verdict, args ...stri
 	r := result{}
 	// The tracer is the thread that starts the program.
 	err := h.Do(func() error {
-		tr := tracer{decide: decide, protocols: map[string]string{}, alike: map[string]int{}}
+		tr := tracer{decide: decide, protocols: map[string]string{}, alike: map[string]int{}, again: map[int]bool{}}
 		code, err := tr.run(append([]string{program}, args...), files[0].Fd(), files[1].Fd())
 		r.code = code
 		return err
@@ -83,7 +83,8 @@ type tracer struct {
 	protocols map[string]string // of netlink sockets, by their names in /proc
 	changes   int
 	alike     map[string]int
-	dead      bool // killed, and not to be asked about again
+	again     map[int]bool // threads whose last call the kernel begins anew by itself
+	dead      bool         // killed, and not to be asked about again
 }
 
 // syscallStop marks a stop at a system call (PTRACE_O_TRACESYSGOOD).
@@ -146,21 +147,31 @@ func (tr *tracer) run(argv []string, stdout, stderr uintptr) (code int, err erro
 	}
 }
 
-// syscallInfo is struct ptrace_syscall_info at the entry of a call (linux/ptrace.h).
+// syscallInfo is struct ptrace_syscall_info (linux/ptrace.h).
 type syscallInfo struct {
 	Op   uint8
 	_    [3]uint8
 	Arch uint32
 	_    [2]uint64 // instruction and stack pointer
-	Nr   uint64
+	Nr   uint64    // at the end of a call: its result
 	Args [6]uint64
 }
 
-// atSyscall looks at a call that a thread is about to make.
+// restartNoInterrupt is ERESTARTNOINTR (linux/errno.h), which only a tracer sees.
+// A write to ip_forward ends so while another program holds the routing lock
+// (net/ipv4/devinet.c).
+const restartNoInterrupt = 513
+
+// atSyscall looks at a call that a thread is about to make. One that the kernel
+// begins anew is the same change.
 func (tr *tracer) atSyscall(pid int) {
 	var c syscallInfo
 	_, _, errno := unix.Syscall6(unix.SYS_PTRACE, unix.PTRACE_GET_SYSCALL_INFO, uintptr(pid), unsafe.Sizeof(c), uintptr(unsafe.Pointer(&c)), 0, 0)
-	if errno != 0 || c.Op != unix.PTRACE_SYSCALL_INFO_ENTRY || tr.dead {
+	if errno == 0 && c.Op == unix.PTRACE_SYSCALL_INFO_EXIT {
+		tr.again[pid] = int64(c.Nr) == -restartNoInterrupt
+		return
+	}
+	if errno != 0 || c.Op != unix.PTRACE_SYSCALL_INFO_ENTRY || tr.again[pid] || tr.dead {
 		return
 	}
 	next := tr.describe(pid, c)
