@@ -23,7 +23,7 @@ func TestFloorWritesTheRoutes(t *testing.T) {
 	const n = 3*perSend + 7
 	for _, program := range []string{floor, floorHop} {
 		err := b.onSite(func(s *site) error {
-			if err := s.rawList(program, list4(n)); err != nil {
+			if _, err := s.rawList(program, list4(n)); err != nil {
 				return err
 			}
 			var out strings.Builder
@@ -51,7 +51,10 @@ func TestFloorTellsOfARefusedRoute(t *testing.T) {
 	list := list4(2*perSend + 9)
 	// Not the last of its batch: that one is acknowledged in any case.
 	list[perSend+5] = list[0]
-	err := quiet(t).onSite(func(s *site) error { return s.rawList(floor, list) })
+	err := quiet(t).onSite(func(s *site) error {
+		_, err := s.rawList(floor, list)
+		return err
+	})
 	if err == nil || !strings.Contains(err.Error(), "file exists") {
 		t.Errorf("a route that was there already: %v", err)
 	}
@@ -67,7 +70,7 @@ func TestSamplingHearsOfSomePrefixesAndAllElse(t *testing.T) {
 			return err
 		}
 		defer w.close()
-		if err := s.rawList(floor, list); err != nil {
+		if _, err := s.rawList(floor, list); err != nil {
 			return err
 		}
 		if _, err := s.must(s.host, "ip", "-6", "route", "add", "2001:db8:99::/48", "dev", "em1"); err != nil {

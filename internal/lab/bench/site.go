@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"io"
 	"net"
+	"net/netip"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -32,6 +33,11 @@ const (
 	gateway4 = "10.1.0.1"
 	gateway6 = "2001:db8:1::1"
 )
+
+// subnets4 are those of the uplinks.
+func subnets4() []netip.Prefix {
+	return []netip.Prefix{netip.MustParsePrefix("10.1.0.0/16"), netip.MustParsePrefix("10.2.0.0/16")}
+}
 
 // newSite makes a site. Its host has its default by em1 in main.
 func (b *bench) newSite() (*site, error) {
