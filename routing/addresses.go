@@ -65,7 +65,13 @@ func (b *builder) sourceRule(row int, s source) {
 
 // owned tells for each address of a family which exit gets what starts from it.
 func (b *builder) owned(f state.Family) map[netip.Addr]*Exit {
-	owner := map[netip.Addr]*Exit{}
+	n := 0
+	for _, e := range b.exits {
+		if e.Family == f {
+			n += len(e.Addresses)
+		}
+	}
+	owner := make(map[netip.Addr]*Exit, n)
 	for _, e := range b.exits {
 		if !e.Active || e.Family != f {
 			continue
@@ -93,7 +99,7 @@ func (b *builder) sourcesOf(f state.Family, owner map[netip.Addr]*Exit) (alone, 
 		if !e.Active || e.Family != f {
 			continue
 		}
-		var own []netip.Addr
+		own := make([]netip.Addr, 0, len(e.Addresses))
 		for _, a := range e.Addresses {
 			if owner[a] == e {
 				own = append(own, a)
@@ -264,7 +270,7 @@ func (c *cover) filled(own []netip.Addr) (rest []netip.Addr) {
 func (c *cover) take(s source, addresses []netip.Addr) {
 	c.found = append(c.found, s)
 	if c.done == nil {
-		c.done = map[netip.Addr]bool{}
+		c.done = make(map[netip.Addr]bool, len(addresses))
 	}
 	for _, a := range addresses {
 		c.done[a] = true

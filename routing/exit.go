@@ -33,6 +33,7 @@ type Exit struct {
 	profile   *profiles.Uplink
 	vips      []netip.Addr // of all roles: no source of anything else
 	link      state.Link
+	here      []state.Address // the interface's, of the family, for the world
 	addresses []state.Address
 	networks  []state.Route // main's on this interface, those by the gateway left out
 	src       netip.Addr    // for packets that leave by the gateway
@@ -51,6 +52,10 @@ func host(a netip.Addr) netip.Prefix { return netip.PrefixFrom(a, a.BitLen()) }
 func exits(c *profiles.Config, t Tables, f state.Facts) []*Exit {
 	var out []*Exit
 	vips := c.VIPs()
+	usable := make(map[netip.Addr]bool, len(f.Addresses))
+	for _, a := range f.Addresses {
+		usable[a.Prefix.Addr()] = usable[a.Prefix.Addr()] || !a.Tentative
+	}
 	for i := range c.Uplinks {
 		u := &c.Uplinks[i]
 		table, _ := t.Number(u.Name)
@@ -59,7 +64,7 @@ func exits(c *profiles.Config, t Tables, f state.Facts) []*Exit {
 				continue
 			}
 			e := &Exit{Uplink: u.Name, Family: fam, Interface: u.Interface, Table: table, profile: u, vips: vips}
-			e.look(f)
+			e.look(f, usable)
 			out = append(out, e)
 		}
 	}
@@ -74,8 +79,9 @@ func given(g profiles.Gateway, f state.Family) netip.Addr {
 	return g.IPv4
 }
 
-// look fills the exit from the facts.
-func (e *Exit) look(f state.Facts) {
+// look fills the exit from the facts. usable are the host's addresses that packets
+// may start from.
+func (e *Exit) look(f state.Facts, usable map[netip.Addr]bool) {
 	last, known := f.Known[e.key()]
 	// A point-to-point way out says nothing about a gateway that is to be learned.
 	e.Active = known && (last.IsValid() || e.profile.Gateway.None || !given(e.profile.Gateway, e.Family).IsValid() && e.isPointToPoint(f))
@@ -85,7 +91,8 @@ func (e *Exit) look(f state.Facts) {
 		return
 	}
 	e.link = f.Links[i]
-	e.follow(f)
+	e.here = e.addressesOn(f)
+	e.follow()
 	via, why := e.wayOut(f)
 	if !e.link.Up && why != unused {
 		// Whatever else is missing went with the link.
@@ -95,7 +102,7 @@ func (e *Exit) look(f state.Facts) {
 		e.Trouble = why
 		if e.Active && e.link.Up {
 			// Neighbours need no gateway: the DHCP server is one, the operator may be.
-			e.surround(f)
+			e.surround(f, usable)
 		}
 		return
 	}
@@ -104,7 +111,7 @@ func (e *Exit) look(f state.Facts) {
 		e.Trouble = fmt.Sprintf("interface %s has no carrier", e.Interface)
 	}
 	e.src = e.source(via.Via)
-	e.surround(f)
+	e.surround(f, usable)
 }
 
 // key is the exit's place among the known gateways.
@@ -117,7 +124,7 @@ func (e *Exit) isPointToPoint(f state.Facts) bool {
 }
 
 // follow picks the addresses that the uplink answers for.
-func (e *Exit) follow(f state.Facts) {
+func (e *Exit) follow() {
 	var named map[netip.Addr]bool
 	if e.profile.Addresses != nil {
 		named = map[netip.Addr]bool{}
@@ -125,12 +132,10 @@ func (e *Exit) follow(f state.Facts) {
 			named[a] = true
 		}
 	}
-	seen := map[netip.Addr]bool{}
-	for _, a := range f.Addresses {
+	seen := make(map[netip.Addr]bool, len(e.here))
+	e.Addresses, e.addresses = slices.Grow(e.Addresses, len(e.here)), slices.Grow(e.addresses, len(e.here))
+	for _, a := range e.here {
 		addr := a.Prefix.Addr()
-		if a.Link != e.Interface || family(addr) != e.Family || a.LinkLocal {
-			continue
-		}
 		if named != nil && !named[addr] {
 			continue
 		}
@@ -205,11 +210,11 @@ func (e *Exit) reach(via netip.Addr, f state.Facts) (onLink bool, why string) {
 	if via.IsLinkLocalUnicast() || e.coveredByMain(via, f) {
 		return false, ""
 	}
-	if len(e.addressesOn(f)) == 0 {
+	if len(e.here) == 0 {
 		return false, fmt.Sprintf("interface %s has no %s address, so %s cannot be reached there", e.Interface, e.Family, via)
 	}
 	single := true
-	for _, a := range e.addressesOn(f) {
+	for _, a := range e.here {
 		if a.Prefix.Contains(via) || a.Peer.IsValid() && a.Peer.Contains(via) {
 			return true, "" // its network is not in main (noprefixroute)
 		}
@@ -220,23 +225,32 @@ func (e *Exit) reach(via netip.Addr, f state.Facts) (onLink bool, why string) {
 		return true, ""
 	}
 	return false, fmt.Sprintf("gateway %s is outside every network of %s (%s); correct it, or add a route to it: ip route add %s dev %s",
-		via, e.Interface, e.networksOf(f), via, e.Interface)
+		via, e.Interface, e.networksOf(), via, e.Interface)
 }
 
 // addressesOn are all the interface's addresses of the family that are for the world.
 func (e *Exit) addressesOn(f state.Facts) []state.Address {
-	var out []state.Address
-	for _, a := range f.Addresses {
-		if a.Link == e.Interface && family(a.Prefix.Addr()) == e.Family && !a.LinkLocal {
-			out = append(out, a)
+	mine := func(a state.Address) bool {
+		return a.Link == e.Interface && family(a.Prefix.Addr()) == e.Family && !a.LinkLocal
+	}
+	n := 0
+	for i := range f.Addresses {
+		if mine(f.Addresses[i]) {
+			n++
+		}
+	}
+	out := make([]state.Address, 0, n)
+	for i := range f.Addresses {
+		if mine(f.Addresses[i]) {
+			out = append(out, f.Addresses[i])
 		}
 	}
 	return out
 }
 
-func (e *Exit) networksOf(f state.Facts) string {
+func (e *Exit) networksOf() string {
 	text := ""
-	for i, a := range e.addressesOn(f) {
+	for i, a := range e.here {
 		if i > 0 {
 			text += ", "
 		}
@@ -280,11 +294,7 @@ func (e *Exit) source(via netip.Addr) netip.Addr {
 
 // surround takes over what main knows of the interface, so that the uplink's
 // table sends a neighbour's packets to the neighbour.
-func (e *Exit) surround(f state.Facts) {
-	usable := map[netip.Addr]bool{}
-	for _, a := range f.Addresses {
-		usable[a.Prefix.Addr()] = usable[a.Prefix.Addr()] || !a.Tentative
-	}
+func (e *Exit) surround(f state.Facts, usable map[netip.Addr]bool) {
 	lowest := map[netip.Prefix]state.Route{}
 	for _, r := range f.Main {
 		hop, ok := r.Hops.Single()

@@ -8,7 +8,6 @@ import (
 	"slices"
 	"strconv"
 
-	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
 
 	"github.com/sisod/sisod/internal/state"
@@ -56,16 +55,13 @@ func (h *Host) AnnounceAgain(vips []state.VIP) {
 	if len(vips) == 0 {
 		return
 	}
-	found, err := h.links.handle.AddrList(nil, netlink.FAMILY_ALL)
+	there := map[state.VIP]bool{}
+	err := h.links.conn.eachAddress(func() { clear(there) }, func(a seenAddress, _ seenAddressState) {
+		there[state.VIP{Link: h.links.name(a.index), Addr: a.prefix.Addr()}] = true
+	})
 	if err != nil {
 		h.options.Log.Warn("VIPs not announced again", "error", err)
 		return
-	}
-	there := map[state.VIP]bool{}
-	for _, a := range found {
-		if p, ok := ipNetPrefix(a.IPNet); ok {
-			there[state.VIP{Link: h.links.name(a.LinkIndex), Addr: p.Addr()}] = true
-		}
 	}
 	h.AnnounceVIPs(slices.DeleteFunc(vips, func(v state.VIP) bool { return !there[v] }))
 }

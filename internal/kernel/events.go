@@ -291,21 +291,9 @@ func (e *Events) emit(ctx context.Context, event Event) bool {
 // look takes in the links and addresses that later messages are compared with.
 func (e *Events) look() error {
 	links, addresses := map[int]seenLink{}, map[seenAddress]seenAddressState{}
-	body := make([]byte, unix.SizeofIfInfomsg)
-	err := e.ask.dump(message{kind: unix.RTM_GETLINK, body: body}, func() { clear(links) }, func(kind uint16, body []byte) error {
-		if index, l, ok := decodeSeenLink(body); kind == unix.RTM_NEWLINK && ok {
-			links[index] = l
-		}
-		return nil
-	})
+	err := e.ask.eachLink(func() { clear(links) }, func(index int, l seenLink) { links[index] = l })
 	if err == nil {
-		body = make([]byte, unix.SizeofIfAddrmsg)
-		err = e.ask.dump(message{kind: unix.RTM_GETADDR, body: body}, func() { clear(addresses) }, func(kind uint16, body []byte) error {
-			if a, s, ok := decodeSeenAddress(body); kind == unix.RTM_NEWADDR && ok {
-				addresses[a] = s
-			}
-			return nil
-		})
+		err = e.ask.eachAddress(func() { clear(addresses) }, func(a seenAddress, s seenAddressState) { addresses[a] = s })
 	}
 	if err != nil {
 		// Nothing is known then, so that every message is an event.

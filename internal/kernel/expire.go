@@ -98,7 +98,8 @@ func (h *Host) expireMoved() {
 			up[l.Index]++
 		}
 	}
-	for link := range outer(before.Links, h.links.all()) {
+	goneLinks, comeLinks := outer(before.Links, h.links.all())
+	for _, link := range slices.Concat(goneLinks, comeLinks) {
 		h.stale |= PartValues
 		h.expireMain(link.Name, 0)
 		if up[link.Index] < 2 {
@@ -112,11 +113,12 @@ func (h *Host) expireMoved() {
 			h.stale |= PartRoutes
 		}
 	}
+	gone, come := outer(before.Addresses, h.links.addresses())
 	there := map[place]bool{}
-	for _, a := range h.links.addresses() {
+	for _, a := range come {
 		there[place{a.Link, a.Prefix}] = true
 	}
-	for a := range outer(before.Addresses, h.links.addresses()) {
+	for _, a := range slices.Concat(gone, come) {
 		if h.readdressed == nil {
 			h.readdressed = map[string]bool{}
 		}
@@ -141,17 +143,28 @@ type place struct {
 	prefix netip.Prefix
 }
 
-// outer returns the members that are in one of two lists only.
-func outer[T comparable](a, b []T) map[T]bool {
-	out := map[T]bool{}
-	for _, x := range a {
-		out[x] = true
+// outer returns the members that only one of two lists has. What both begin and
+// end with costs little.
+func outer[T comparable](before, after []T) (gone, come []T) {
+	for len(before) > 0 && len(after) > 0 && before[0] == after[0] {
+		before, after = before[1:], after[1:]
 	}
-	for _, x := range b {
-		if out[x] {
-			delete(out, x)
-		} else {
-			out[x] = true
+	for len(before) > 0 && len(after) > 0 && before[len(before)-1] == after[len(after)-1] {
+		before, after = before[:len(before)-1], after[:len(after)-1]
+	}
+	return without(before, after), without(after, before)
+}
+
+// without returns the members of a list that another one has not.
+func without[T comparable](list, other []T) []T {
+	others := make(map[T]bool, len(other))
+	for _, x := range other {
+		others[x] = true
+	}
+	var out []T
+	for _, x := range list {
+		if !others[x] {
+			out = append(out, x)
 		}
 	}
 	return out

@@ -140,3 +140,21 @@ route add 10.0.0.0/8 dev em2 src 192.0.2.9
 		t.Errorf("of the defaults by em1 and em2, em1 being down:\n%s", got)
 	}
 }
+
+// TestOuterMembers: what only one of two lists has.
+func TestOuterMembers(t *testing.T) {
+	for _, c := range []struct{ before, after, gone, come []int }{
+		{nil, nil, nil, nil},
+		{[]int{1, 2, 3}, []int{1, 2, 3}, nil, nil},
+		{[]int{1, 2, 3}, []int{1, 3}, []int{2}, nil},
+		{[]int{1, 3}, []int{1, 2, 3, 4}, nil, []int{2, 4}},
+		{[]int{1, 2, 3, 4}, []int{1, 3, 2, 4}, nil, nil},
+		{[]int{1, 1}, []int{1}, []int{1}, nil},
+		{[]int{5, 1, 2}, []int{2, 1, 6}, []int{5}, []int{6}},
+		{nil, []int{1, 2}, nil, []int{1, 2}},
+	} {
+		if gone, come := outer(c.before, c.after); !slices.Equal(gone, c.gone) || !slices.Equal(come, c.come) {
+			t.Errorf("of %v and %v: gone %v, come %v; want %v and %v", c.before, c.after, gone, come, c.gone, c.come)
+		}
+	}
+}

@@ -1,9 +1,9 @@
 package kernel
 
 import (
+	"cmp"
 	"errors"
 	"fmt"
-	"net"
 	"net/netip"
 	"slices"
 
@@ -13,14 +13,20 @@ import (
 	"github.com/sisod/sisod/internal/state"
 )
 
-// linkReads is how often the links are read while they change, before the read
-// counts as failed.
-const linkReads = 8
+const (
+	// linkReads is how often the links are read while they change, before the read
+	// counts as failed.
+	linkReads = 8
+
+	skipStatistics = 1 << 3 // RTEXT_FILTER_SKIP_STATS (linux/rtnetlink.h)
+)
 
 // links is what one network namespace has of interfaces and addresses, as of
 // the last read. The index of a link lives here and nowhere outside this room.
 type links struct {
-	handle  *netlink.Handle
+	handle *netlink.Handle
+	// conn is for lists of them. A list of routes may ask for a link in its midst.
+	conn    *conn
 	list    []state.Link
 	addrs   []state.Address
 	byIndex map[int]int // position in list
@@ -30,112 +36,136 @@ type links struct {
 	listener *Events
 }
 
-// openLinks opens a socket in the network namespace of the calling thread.
+// openLinks opens sockets in the network namespace of the calling thread.
 func openLinks() (*links, error) {
 	h, err := netlink.NewHandle(unix.NETLINK_ROUTE)
 	if err != nil {
 		return nil, fmt.Errorf("open netlink socket for links: %w", err)
 	}
-	return &links{handle: h}, nil
+	c, err := openConn(unix.NETLINK_ROUTE)
+	if err != nil {
+		h.Close()
+		return nil, err
+	}
+	return &links{handle: h, conn: c}, nil
 }
 
-func (l *links) close() { l.handle.Close() }
+func (l *links) close() {
+	l.conn.close()
+	l.handle.Close()
+}
 
 // read takes in all links and addresses. After an error the result of the
 // read before stands.
 func (l *links) read() error {
 	var err error
 	for range linkReads {
-		var found []netlink.Link
-		var addresses []netlink.Addr
-		if found, err = l.handle.LinkList(); err == nil {
-			addresses, err = l.handle.AddrList(nil, netlink.FAMILY_ALL)
-		}
-		if err == nil {
-			// An address of a link that came between the two dumps: neither is usable.
-			if err = l.take(found, addresses); err == nil {
-				return nil
-			}
-		} else if !errors.Is(err, netlink.ErrDumpInterrupted) {
+		// An address of a link that came between the two lists: neither is usable.
+		if err = l.readOnce(); !errors.Is(err, unix.ENODEV) {
 			break
 		}
 	}
-	return fmt.Errorf("read links and addresses: %w", err)
+	if err != nil {
+		return fmt.Errorf("read links and addresses: %w", err)
+	}
+	return nil
 }
 
-func (l *links) take(found []netlink.Link, addresses []netlink.Addr) error {
-	next := links{byIndex: map[int]int{}, byName: map[string]int{}}
-	for _, f := range found {
-		a := f.Attrs()
-		next.byIndex[a.Index] = len(next.list)
-		next.byName[a.Name] = len(next.list)
+func (l *links) readOnce() error {
+	next := links{}
+	restart := func() { next.list, next.byIndex, next.byName = nil, map[int]int{}, map[string]int{} }
+	restart()
+	err := l.conn.eachLink(restart, func(index int, s seenLink) {
+		next.byIndex[index] = len(next.list)
+		next.byName[s.name] = len(next.list)
 		next.list = append(next.list, state.Link{
-			Name:         a.Name,
-			Index:        a.Index,
-			Group:        a.Group,
-			MTU:          a.MTU,
-			Up:           a.RawFlags&unix.IFF_UP != 0,
-			Carrier:      a.RawFlags&unix.IFF_LOWER_UP != 0,
-			Loopback:     a.RawFlags&unix.IFF_LOOPBACK != 0,
-			PointToPoint: a.RawFlags&unix.IFF_POINTOPOINT != 0,
-			NoARP:        a.RawFlags&unix.IFF_NOARP != 0,
+			Name:         s.name,
+			Index:        index,
+			Group:        s.group,
+			MTU:          int(s.mtu),
+			Up:           s.flags&unix.IFF_UP != 0,
+			Carrier:      s.flags&unix.IFF_LOWER_UP != 0,
+			Loopback:     s.flags&unix.IFF_LOOPBACK != 0,
+			PointToPoint: s.flags&unix.IFF_POINTOPOINT != 0,
+			NoARP:        s.flags&unix.IFF_NOARP != 0,
 		})
+	})
+	if err != nil {
+		return err
 	}
-	for _, a := range addresses {
-		name := next.name(a.LinkIndex)
+	var stranger error
+	next.addrs = make([]state.Address, 0, len(l.addrs))
+	err = l.conn.eachAddress(func() { next.addrs, stranger = next.addrs[:0], nil }, func(a seenAddress, s seenAddressState) {
+		name := next.name(a.index)
 		if name == "" {
-			return fmt.Errorf("address %s of link %d: %w", a.IPNet, a.LinkIndex, unix.ENODEV)
+			stranger = fmt.Errorf("address %s of link %d: %w", a.prefix, a.index, unix.ENODEV)
 		}
-		address, ok := addressOf(name, a)
-		if !ok {
-			return fmt.Errorf("address %s of link %s: %w", a.IPNet, name, unix.EBADMSG)
-		}
-		next.addrs = append(next.addrs, address)
+		next.addrs = append(next.addrs, addressOf(name, a, s))
+	})
+	if err = cmp.Or(err, stranger); err != nil {
+		return err
 	}
 	l.list, l.addrs, l.byIndex, l.byName = next.list, next.addrs, next.byIndex, next.byName
 	return nil
 }
 
-func addressOf(link string, a netlink.Addr) (state.Address, bool) {
-	prefix, ok := ipNetPrefix(a.IPNet)
-	if !ok {
-		return state.Address{}, false
-	}
+// eachLink lists the links. What each saw before a call of restart is void.
+func (c *conn) eachLink(restart func(), each func(index int, l seenLink)) error {
+	body := appendUint32(make([]byte, unix.SizeofIfInfomsg), unix.IFLA_EXT_MASK, skipStatistics)
+	return c.dump(message{kind: unix.RTM_GETLINK, body: body}, restart, func(kind uint16, body []byte) error {
+		if kind != unix.RTM_NEWLINK {
+			return nil
+		}
+		index, l, ok := decodeSeenLink(body)
+		if !ok {
+			return errMalformed
+		}
+		each(index, l)
+		return nil
+	})
+}
+
+// eachAddress lists the addresses. What each saw before a call of restart is void.
+func (c *conn) eachAddress(restart func(), each func(seenAddress, seenAddressState)) error {
+	body := make([]byte, unix.SizeofIfAddrmsg)
+	return c.dump(message{kind: unix.RTM_GETADDR, body: body}, restart, func(kind uint16, body []byte) error {
+		if kind != unix.RTM_NEWADDR {
+			return nil
+		}
+		a, s, ok := decodeSeenAddress(body)
+		if !ok {
+			return errMalformed
+		}
+		each(a, s)
+		return nil
+	})
+}
+
+func addressOf(link string, a seenAddress, s seenAddressState) state.Address {
 	out := state.Address{
 		Link:       link,
-		Prefix:     prefix,
-		LinkLocal:  a.Scope == unix.RT_SCOPE_LINK || a.Scope == unix.RT_SCOPE_HOST || prefix.Addr().IsLinkLocalUnicast() && prefix.Addr().Is6(),
-		Tentative:  a.Flags&(unix.IFA_F_TENTATIVE|unix.IFA_F_DADFAILED) != 0,
-		Deprecated: a.Flags&unix.IFA_F_DEPRECATED != 0,
+		Prefix:     a.prefix,
+		LinkLocal:  s.scope == unix.RT_SCOPE_LINK || s.scope == unix.RT_SCOPE_HOST || a.prefix.Addr().IsLinkLocalUnicast() && a.prefix.Addr().Is6(),
+		Tentative:  s.flags&(unix.IFA_F_TENTATIVE|unix.IFA_F_DADFAILED) != 0,
+		Deprecated: s.flags&unix.IFA_F_DEPRECATED != 0,
 	}
 	// One bit with two names (linux/if_addr.h).
-	if a.Flags&unix.IFA_F_SECONDARY != 0 {
-		out.Secondary, out.Temporary = prefix.Addr().Is4(), prefix.Addr().Is6()
+	if s.flags&unix.IFA_F_SECONDARY != 0 {
+		out.Secondary, out.Temporary = a.prefix.Addr().Is4(), a.prefix.Addr().Is6()
 	}
-	if a.Peer != nil {
-		if out.Peer, ok = ipNetPrefix(a.Peer); !ok {
-			return state.Address{}, false
-		}
+	if a.peer.IsValid() {
+		// The length is that of the other end's network.
+		out.Peer = netip.PrefixFrom(a.peer, a.prefix.Bits())
+		out.Prefix = netip.PrefixFrom(a.prefix.Addr(), a.prefix.Addr().BitLen())
 	}
-	return out, true
+	return out
 }
 
-func ipNetPrefix(n *net.IPNet) (netip.Prefix, bool) {
-	if n == nil {
-		return netip.Prefix{}, false
-	}
-	addr, ok := netip.AddrFromSlice(n.IP)
-	if !ok {
-		return netip.Prefix{}, false
-	}
-	ones, _ := n.Mask.Size()
-	return netip.PrefixFrom(addr, ones), true
-}
-
-// all lists the links, in the kernel's order.
+// all lists the links, in the kernel's order. No list that was handed out changes.
 func (l *links) all() []state.Link { return l.list }
 
-// addresses lists the addresses, in the kernel's order.
+// addresses lists the addresses, in the kernel's order. No list that was handed
+// out changes.
 func (l *links) addresses() []state.Address { return l.addrs }
 
 // name is the name of the link with that index, "" when there is none.

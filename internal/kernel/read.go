@@ -181,8 +181,8 @@ func (h *Host) noteLinks() {
 	}
 	h.expireMoved()
 	h.cached.Observed.VIPs = h.ledger.vips(h.links)
-	h.cached.Facts.Links = slices.Clone(h.links.all())
-	h.cached.Facts.Addresses = slices.Clone(h.links.addresses())
+	h.cached.Facts.Links = h.links.all()
+	h.cached.Facts.Addresses = h.links.addresses()
 }
 
 // ReadAlso is the snapshot of the last Read with further sysctls in it: which
