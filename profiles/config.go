@@ -66,7 +66,7 @@ type Config struct {
 type Reading struct {
 	Stat fs.FileInfo
 	At   time.Time
-	// Sum is SumOf a profile's or the settings' text, 0 of a list's.
+	// Sum tells what was read from anything else, as far as a CRC does (NewSum).
 	Sum uint64
 }
 

@@ -3,6 +3,7 @@ package profiles
 import (
 	"errors"
 	"fmt"
+	"hash"
 	"hash/crc64"
 	"io"
 	"io/fs"
@@ -42,7 +43,11 @@ func LoadAgain(root, dir string, earlier *Config, unchanged func(Reading, fs.Fil
 		}
 		l.unchanged = func(path string) bool {
 			read, known := earlier.Readings[path]
-			return known && unchanged(read, l.readings[path].Stat)
+			same := known && unchanged(read, l.readings[path].Stat)
+			if same {
+				l.sum(path, read.Sum)
+			}
+			return same
 		}
 	}
 	if _, ok := l.folder(dir, false); !ok {
@@ -255,14 +260,23 @@ func (l *loader) document(path string, settings bool) *node {
 		l.complain(path, faultf("delete the file if nothing is wanted, or write a comment into it", "the file is empty"))
 		return nil
 	}
-	reading := l.readings[path]
-	reading.Sum = SumOf(text)
-	l.readings[path] = reading
+	sum := NewSum()
+	sum.Write(text)
+	l.sum(path, sum.Sum64())
 	return parse(path, text, settings, &l.errs)
 }
 
-// SumOf is a number by which a text is told from what it was before.
-func SumOf(text []byte) uint64 { return crc64.Checksum(text, crc64.MakeTable(crc64.ECMA)) }
+// sum notes the sum of a file that was read.
+func (l *loader) sum(path string, sum uint64) {
+	reading := l.readings[path]
+	reading.Sum = sum
+	l.readings[path] = reading
+}
+
+// NewSum begins a Reading's sum: of what is written to it.
+func NewSum() hash.Hash64 { return crc64.New(sumTable) }
+
+var sumTable = crc64.MakeTable(crc64.ECMA)
 
 func (l *loader) settings(path string, b *builder) {
 	if root := l.document(path, true); root != nil {

@@ -56,10 +56,12 @@ func (b *builder) listFile(e *node, name string, u *Uplink, list *PrefixList) {
 		return
 	}
 	s := &listScanner{path: list.File, to: toHint(u.Name), size: size}
-	if err := s.read(f); err != nil {
+	sum := NewSum()
+	if err := s.read(io.TeeReader(f, sum)); err != nil {
 		e.bad(fmt.Sprintf("%s: %v", list.File, err), "")
 		return
 	}
+	b.loader.sum(list.File, sum.Sum64())
 	b.loader.errs = append(b.loader.errs, s.complaints()...)
 	list.Prefixes = s.found.Set()
 	if len(s.errs) == 0 && list.Prefixes.Len() == 0 {

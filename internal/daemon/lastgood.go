@@ -44,11 +44,12 @@ func (l lastGood) keep(c *profiles.Config, dir string) error {
 	if err := os.RemoveAll(l.fresh()); err != nil {
 		return fmt.Errorf("keep the last good configuration: %w", err)
 	}
-	if err := l.copy(c, dir); err != nil {
+	asRead, err := l.copy(c, dir)
+	if err != nil {
 		return fmt.Errorf("keep the last good configuration: %w", err)
 	}
-	if !asRead(c, l.fresh()) {
-		// They may have been written to since they were loaded.
+	if !asRead {
+		// They have been written to since they were loaded.
 		if _, err := profiles.Load(l.fresh(), dir); err != nil {
 			return fmt.Errorf("keep the last good configuration: its files have changed meanwhile: %w", err)
 		}
@@ -68,8 +69,8 @@ func (l lastGood) keep(c *profiles.Config, dir string) error {
 }
 
 // copy puts the files into a tree of their own, for good: it has to be whole
-// after a power cut.
-func (l lastGood) copy(c *profiles.Config, dir string) error {
+// after a power cut. It reports whether they still are what was read.
+func (l lastGood) copy(c *profiles.Config, dir string) (asRead bool, err error) {
 	folders := map[string]bool{}
 	for _, folder := range []string{dir, filepath.Join(dir, profiles.ProfilesDir)} {
 		folders[filepath.Join(l.fresh(), folder)] = true
@@ -79,24 +80,27 @@ func (l lastGood) copy(c *profiles.Config, dir string) error {
 	}
 	// The names of the tables may be in there too, for everybody.
 	if err := os.MkdirAll(l.stateDir, 0o755); err != nil {
-		return err
+		return false, err
 	}
 	for folder := range folders {
 		if err := os.MkdirAll(folder, 0o700); err != nil {
-			return err
+			return false, err
 		}
 	}
+	asRead = true
 	for _, file := range c.Files {
-		if err := copyFile(file, filepath.Join(l.fresh(), file)); err != nil {
-			return err
+		sum, err := copyFile(file, filepath.Join(l.fresh(), file))
+		if err != nil {
+			return false, err
 		}
+		asRead = asRead && sum == c.Readings[file].Sum
 	}
 	for folder := range folders {
 		if err := flush(folder); err != nil {
-			return err
+			return false, err
 		}
 	}
-	return nil
+	return asRead, nil
 }
 
 // KeepLastGood keeps the configuration in dir as the one to fall back to.
@@ -176,18 +180,20 @@ func sameContent(one, other string) (bool, error) {
 	}
 }
 
-func copyFile(from, to string) error {
+// copyFile copies a file, for good, and returns the sum of what it copied.
+func copyFile(from, to string) (sum uint64, err error) {
 	source, err := os.Open(from)
 	if err != nil {
-		return err
+		return 0, err
 	}
 	defer source.Close()
 	f, err := os.OpenFile(to, os.O_WRONLY|os.O_CREATE|os.O_EXCL, 0o600)
 	if err != nil {
-		return err
+		return 0, err
 	}
-	_, err = io.Copy(f, source)
-	return errors.Join(err, f.Sync(), f.Close())
+	copied := profiles.NewSum()
+	_, err = io.Copy(io.MultiWriter(f, copied), source)
+	return copied.Sum64(), errors.Join(err, f.Sync(), f.Close())
 }
 
 // flush makes the names in a folder outlive a power cut.

@@ -126,6 +126,26 @@ func TestFileBrokenAfterLoadingIsNotKept(t *testing.T) {
 		t.Errorf("the copy is of %q", got)
 	}
 	write(t, profile, profileWith("em1", list))
+	good, err := os.ReadFile(list)
+	if err != nil {
+		t.Fatal(err)
+	}
+	again, err := profiles.LoadAgain("", dir, c, func(profiles.Reading, fs.FileInfo) bool { return true })
+	if err != nil {
+		t.Fatal(err)
+	}
+	for what, c := range map[string]*profiles.Config{"read": c, "not read again": again} {
+		write(t, list, "nonsense\n")
+		if err := l.keep(c, dir); err == nil || !strings.Contains(err.Error(), "changed meanwhile") {
+			t.Errorf("keep a broken list that was %s: %v", what, err)
+		}
+		// One that is another and a good one is kept, when it has been looked at.
+		write(t, list, string(good)+"198.51.100.0/24\n")
+		if err := l.keep(c, dir); err != nil {
+			t.Errorf("keep a changed list that was %s: %v", what, err)
+		}
+		write(t, list, string(good))
+	}
 	if err := os.Remove(list); err != nil {
 		t.Fatal(err)
 	}

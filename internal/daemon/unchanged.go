@@ -2,8 +2,6 @@ package daemon
 
 import (
 	"io/fs"
-	"os"
-	"path/filepath"
 	"syscall"
 	"time"
 
@@ -24,23 +22,4 @@ func unchanged(r profiles.Reading, now fs.FileInfo) bool {
 	return known && ok &&
 		was.Dev == is.Dev && was.Ino == is.Ino && was.Size == is.Size && was.Mtim == is.Mtim && was.Ctim == is.Ctim &&
 		r.At.Sub(time.Unix(was.Ctim.Unix())) > rested
-}
-
-// asRead reports whether every file of a configuration still is what was read, as
-// far as its copy below root or its stamps tell.
-func asRead(c *profiles.Config, root string) bool {
-	for path, r := range c.Readings {
-		if r.Sum != 0 {
-			text, err := os.ReadFile(filepath.Join(root, path))
-			if err != nil || profiles.SumOf(text) != r.Sum {
-				return false
-			}
-			continue
-		}
-		now, err := os.Stat(path)
-		if err != nil || !unchanged(r, now) {
-			return false
-		}
-	}
-	return true
 }
