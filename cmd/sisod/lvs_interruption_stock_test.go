@@ -125,6 +125,9 @@ func killAt(t *testing.T, h *lab.Host, place killing, command string) string {
 	case killed:
 		return fmt.Sprintf("%s killed before %s", command, place)
 	case 0:
+		if halved {
+			t.Fatalf("sisod %s came to its end after %d of %d messages of %s", command, place.half, place.messages, place.what)
+		}
 		return ""
 	}
 	t.Fatalf("sisod %s: exit code %d\n%s%s", command, r.code, r.stdout, r.stderr)

@@ -56,7 +56,7 @@ func traced(t testing.TB, h *lab.Host, decide func(change) verdict, args ...stri
 	r := result{}
 	// The tracer is the thread that starts the program.
 	err := h.Do(func() error {
-		tr := tracer{decide: decide, protocols: map[string]string{}, alike: map[string]int{}, again: map[int]bool{}}
+		tr := tracer{decide: decide, protocols: map[string]string{}, alike: map[string]int{}, calls: map[int]uint64{}, again: map[int]uint64{}}
 		code, err := tr.run(append([]string{program}, args...), files[0].Fd(), files[1].Fd())
 		r.code = code
 		return err
@@ -83,8 +83,9 @@ type tracer struct {
 	protocols map[string]string // of netlink sockets, by their names in /proc
 	changes   int
 	alike     map[string]int
-	again     map[int]bool // threads whose last call the kernel begins anew by itself
-	dead      bool         // killed, and not to be asked about again
+	calls     map[int]uint64 // the number of each thread's call
+	again     map[int]uint64 // by thread: the number of a call that the kernel begins anew
+	dead      bool           // killed, and not to be asked about again
 }
 
 // syscallStop marks a stop at a system call (PTRACE_O_TRACESYSGOOD).
@@ -168,10 +169,18 @@ func (tr *tracer) atSyscall(pid int) {
 	var c syscallInfo
 	_, _, errno := unix.Syscall6(unix.SYS_PTRACE, unix.PTRACE_GET_SYSCALL_INFO, uintptr(pid), unsafe.Sizeof(c), uintptr(unsafe.Pointer(&c)), 0, 0)
 	if errno == 0 && c.Op == unix.PTRACE_SYSCALL_INFO_EXIT {
-		tr.again[pid] = int64(c.Nr) == -restartNoInterrupt
+		if int64(c.Nr) == -restartNoInterrupt {
+			tr.again[pid] = tr.calls[pid]
+		}
 		return
 	}
-	if errno != 0 || c.Op != unix.PTRACE_SYSCALL_INFO_ENTRY || tr.again[pid] || tr.dead {
+	if errno != 0 || c.Op != unix.PTRACE_SYSCALL_INFO_ENTRY || tr.dead {
+		return
+	}
+	tr.calls[pid] = c.Nr
+	// A signal's handler may come first, with calls of its own.
+	if call, due := tr.again[pid]; due && call == c.Nr {
+		delete(tr.again, pid)
 		return
 	}
 	next := tr.describe(pid, c)

@@ -207,6 +207,9 @@ func (l *loop) run(ctx context.Context) {
 			l.notify(daemon.SdNotifyReady)
 		}
 		l.keep()
+		if len(l.stream) == 0 && !l.left {
+			l.collect()
+		}
 		active = time.Now()
 		if l.left {
 			gather.Reset(0) // what is more urgent has waited already

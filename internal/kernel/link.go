@@ -14,8 +14,8 @@ import (
 )
 
 const (
-	// linkReads is how often the links are read while they change, before the read
-	// counts as failed.
+	// linkReads is how often both lists are read while an address is of a link that
+	// only came between the two.
 	linkReads = 8
 
 	skipStatistics = 1 << 3 // RTEXT_FILTER_SKIP_STATS (linux/rtnetlink.h)
@@ -60,7 +60,6 @@ func (l *links) close() {
 func (l *links) read() error {
 	var err error
 	for range linkReads {
-		// An address of a link that came between the two lists: neither is usable.
 		if err = l.readOnce(); !errors.Is(err, unix.ENODEV) {
 			break
 		}
@@ -125,20 +124,27 @@ func (c *conn) eachLink(restart func(), each func(index int, l seenLink)) error 
 	})
 }
 
-// eachAddress lists the addresses. What each saw before a call of restart is void.
+// eachAddress lists the addresses of IPv4 and IPv6. What each saw before a call of
+// restart is void.
 func (c *conn) eachAddress(restart func(), each func(seenAddress, seenAddressState)) error {
 	body := make([]byte, unix.SizeofIfAddrmsg)
 	return c.dump(message{kind: unix.RTM_GETADDR, body: body}, restart, func(kind uint16, body []byte) error {
-		if kind != unix.RTM_NEWADDR {
-			return nil
-		}
-		a, s, ok := decodeSeenAddress(body)
-		if !ok {
-			return errMalformed
-		}
-		each(a, s)
-		return nil
+		return listedAddress(kind, body, each)
 	})
+}
+
+// listedAddress reads one message of such a list. The kernel also tells addresses of
+// other families, which are of other lengths.
+func listedAddress(kind uint16, body []byte, each func(seenAddress, seenAddressState)) error {
+	if kind != unix.RTM_NEWADDR || len(body) > 0 && body[0] != unix.AF_INET && body[0] != unix.AF_INET6 {
+		return nil
+	}
+	a, s, ok := decodeSeenAddress(body)
+	if !ok {
+		return errMalformed
+	}
+	each(a, s)
+	return nil
 }
 
 func addressOf(link string, a seenAddress, s seenAddressState) state.Address {

@@ -7,6 +7,8 @@ import (
 	"slices"
 	"testing"
 
+	"golang.org/x/sys/unix"
+
 	"github.com/sisod/sisod/internal/state"
 )
 
@@ -46,12 +48,23 @@ addr add 2001:db8:1::4 peer 2001:db8:9::4/64 dev em1 nodad
 addr add 2001:db8:2::5/64 dev em2
 `)
 	h := openTestHost(t)
-	if err := h.links.read(); err != nil {
-		t.Fatal(err)
+	read := func() ([]state.Link, []state.Address) {
+		t.Helper()
+		if err := h.links.read(); err != nil {
+			t.Fatal(err)
+		}
+		return h.links.all(), h.links.addresses()
 	}
-	out, err := exec.Command("ip", "-json", "-details", "-N", "address").Output()
-	if err != nil {
-		t.Fatal(err)
+	// Link-local addresses come, and duplicate detection ends, by themselves.
+	var out []byte
+	for still := false; !still; {
+		linksBefore, before := read()
+		var err error
+		if out, err = exec.Command("ip", "-json", "-details", "-N", "address").Output(); err != nil {
+			t.Fatal(err)
+		}
+		linksAfter, after := read()
+		still = slices.Equal(linksBefore, linksAfter) && slices.Equal(before, after)
 	}
 	var told []ipLink
 	if err := json.Unmarshal(out, &told); err != nil {
@@ -94,5 +107,36 @@ addr add 2001:db8:2::5/64 dev em2
 	}
 	if got, want := slices.SortedFunc(slices.Values(h.links.addresses()), byName), slices.SortedFunc(slices.Values(addresses), byName); !slices.Equal(got, want) {
 		t.Errorf("addresses\n%+v, ip tells\n%+v", got, want)
+	}
+}
+
+// TestTheOtherEndMayBeAnybody: a peer of 0.0.0.0 has no attribute, and the length is
+// its network's. The host has no neighbours by that address.
+func TestTheOtherEndMayBeAnybody(t *testing.T) {
+	enterNamespace(t)
+	ip(t, "link add em1 type veth peer name far")
+	ip(t, "address add 192.0.2.6 peer 0.0.0.0/24 dev em1")
+	h := openTestHost(t)
+	if err := h.links.read(); err != nil {
+		t.Fatal(err)
+	}
+	want := []state.Address{{Link: "em1", Prefix: netip.MustParsePrefix("192.0.2.6/32")}}
+	if got := h.links.addresses(); !slices.Equal(got, want) {
+		t.Errorf("addresses %+v, want %+v", got, want)
+	}
+}
+
+// TestAddressesOfOtherFamiliesAreLeftOut: a list of all families holds those of
+// MCTP, of one byte, where the kernel has it (net/mctp/device.c).
+func TestAddressesOfOtherFamiliesAreLeftOut(t *testing.T) {
+	short := func(family byte) []byte {
+		return appendAttribute([]byte{family, 0, 0, 0, 1, 0, 0, 0}, unix.IFA_LOCAL, 8)
+	}
+	told := func(a seenAddress, _ seenAddressState) { t.Errorf("told of %+v", a) }
+	if err := listedAddress(unix.RTM_NEWADDR, short(unix.AF_MCTP), told); err != nil {
+		t.Errorf("an address of MCTP: %v", err)
+	}
+	if err := listedAddress(unix.RTM_NEWADDR, short(unix.AF_INET), told); err == nil {
+		t.Error("an address of IPv4 of one byte is no error")
 	}
 }

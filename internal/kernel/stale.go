@@ -430,11 +430,16 @@ func decodeSeenAddress(body []byte) (seenAddress, seenAddressState, bool) {
 			s.flags = a.uint32()
 		}
 	}
-	if local.IsValid() && local != address {
-		key.peer = address
-	} else {
+	bits := int(body[1])
+	switch {
+	case !local.IsValid():
 		local = address
+	case !address.IsValid():
+		// The other end is 0.0.0.0, and the length that of its network.
+		bits = local.BitLen()
+	case local != address:
+		key.peer = address
 	}
-	key.prefix = netip.PrefixFrom(local, int(body[1]))
+	key.prefix = netip.PrefixFrom(local, bits)
 	return key, s, a.err == nil && local.IsValid()
 }

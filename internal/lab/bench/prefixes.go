@@ -51,8 +51,9 @@ func giveList(h *lab.Host, list []netip.Prefix) error {
 func (b *bench) prefixes() error {
 	for _, n := range prefixSizes {
 		list := list4(n)
-		// The floor writes what sisod writes to that table, in the order that takes the
-		// kernel least. The two subnets alone make its trie wider, and slower to fill.
+		// The floor writes the destinations that sisod writes to that table, in the order
+		// that takes the kernel least. The two subnets alone make its trie wider, and
+		// slower to fill.
 		routes := append(subnets4(), slices.Collect(prefix.Of(list...).Rounds())...)
 		file := filepath.Join(b.dir, "routes")
 		if err := writeLines(file, list, "route add %s via "+gateway4+" dev em1 table 100 proto static"); err != nil {
@@ -70,7 +71,9 @@ func (b *bench) prefixes() error {
 			for _, program := range []string{floor, floorHop} {
 				err := b.onSite(func(s *site) error {
 					took, err := s.rawList(program, routes)
-					s.took(key{firstApply, n, s.where, program}, took)
+					if err == nil {
+						s.took(key{firstApply, n, s.where, program}, took)
+					}
 					return err
 				})
 				if err != nil {
