@@ -2,6 +2,7 @@ package routing
 
 import (
 	"cmp"
+	"iter"
 	"math/bits"
 	"net/netip"
 	"slices"
@@ -33,8 +34,7 @@ type source struct {
 // addressRules leads what starts from an uplink's address into its table.
 func (b *builder) addressRules() {
 	for _, f := range state.Families {
-		owned := b.owned(f)
-		alone, shared := b.sourcesOf(f, owned)
+		alone, shared := b.sourcesOf(f)
 		if len(alone)+len(shared) <= flatRules {
 			for _, s := range slices.Concat(alone, shared) {
 				b.sourceRule(state.RowAddresses, s)
@@ -63,29 +63,58 @@ func (b *builder) sourceRule(row int, s source) {
 	b.rule(r, s.exit.profile.Pos.Short())
 }
 
-// owned tells for each address of a family which exit gets what starts from it.
-func (b *builder) owned(f state.Family) map[netip.Addr]*Exit {
-	n := 0
-	for _, e := range b.exits {
-		if e.Family == f {
-			n += len(e.Addresses)
+// hostAddress is an address of the host, and the exit that gets what starts from it;
+// nil: none does.
+type hostAddress struct {
+	addr netip.Addr
+	exit *Exit
+	done bool // a shared rule stands for it
+}
+
+// hostAddresses are all addresses of the host in a family, in order, each with the first
+// exit that follows it.
+func (b *builder) hostAddresses(f state.Family) hostAddresses {
+	all := make(hostAddresses, 0, len(b.facts.Addresses))
+	for i := range b.facts.Addresses {
+		if a := b.facts.Addresses[i].Prefix.Addr(); family(a) == f {
+			all = append(all, hostAddress{addr: a})
 		}
 	}
-	owner := make(map[netip.Addr]*Exit, n)
+	slices.SortFunc(all, func(x, y hostAddress) int { return x.addr.Compare(y.addr) })
+	all = slices.CompactFunc(all, func(x, y hostAddress) bool { return x.addr == y.addr })
 	for _, e := range b.exits {
 		if !e.Active || e.Family != f {
 			continue
 		}
-		for _, a := range e.Addresses {
-			if first := owner[a]; first != nil {
+		for a := range all.of(e) {
+			if a.exit != nil {
 				b.problem("uplink "+e.Uplink, e.profile.Pos, "address %s is also on interface %s of uplink %s, which gets its replies; give each interface an address of its own, or share them out with addresses = [ … ]",
-					a, first.Interface, first.Uplink)
+					a.addr, a.exit.Interface, a.exit.Uplink)
 				continue
 			}
-			owner[a] = e
+			a.exit = e
 		}
 	}
-	return owner
+	return all
+}
+
+type hostAddresses []hostAddress
+
+// of finds the addresses that an exit follows, one after the other. The next one is
+// mostly the neighbour of the last.
+func (all hostAddresses) of(e *Exit) iter.Seq[*hostAddress] {
+	return func(yield func(*hostAddress) bool) {
+		at := 0
+		for _, a := range e.Addresses {
+			if at == len(all) || all[at].addr != a {
+				at, _ = slices.BinarySearchFunc(all, a, func(x hostAddress, a netip.Addr) int { return x.addr.Compare(a) })
+			}
+			if !yield(&all[at]) {
+				return
+			}
+			at++
+		}
+	}
 }
 
 // sourcesOf lists the rules about the addresses of a family: those about one address,
@@ -93,51 +122,39 @@ func (b *builder) owned(f state.Family) map[netip.Addr]*Exit {
 // in a network of the interface's share the largest parts of it that hold no address of
 // anybody else; others share a prefix that they fill, or very many of them, one that
 // they fill to some part.
-func (b *builder) sourcesOf(f state.Family, owner map[netip.Addr]*Exit) (alone, shared []source) {
+func (b *builder) sourcesOf(f state.Family) (alone, shared []source) {
 	all := b.hostAddresses(f)
 	for _, e := range b.exits {
 		if !e.Active || e.Family != f {
 			continue
 		}
-		own := make([]netip.Addr, 0, len(e.Addresses))
-		for _, a := range e.Addresses {
-			if owner[a] == e {
+		own := make([]*hostAddress, 0, len(e.Addresses))
+		for a := range all.of(e) {
+			if a.exit == e {
 				own = append(own, a)
 			}
 		}
-		slices.SortFunc(own, netip.Addr.Compare)
-		c := cover{exit: e, mine: func(a netip.Addr) bool { return owner[a] == e && !slices.Contains(e.vips, a) }}
+		slices.SortFunc(own, func(x, y *hostAddress) int { return x.addr.Compare(y.addr) })
+		c := cover{exit: e}
 		if len(own) >= aggregateFrom {
 			for _, n := range e.ampleNetworks() {
-				c.within(n, between(all, n))
+				c.within(n, all.between(n))
 			}
-			left := func() []netip.Addr {
-				return slices.DeleteFunc(own, func(a netip.Addr) bool { return c.done[a] })
+			left := func() []*hostAddress {
+				return slices.DeleteFunc(own, func(a *hostAddress) bool { return a.done })
 			}
 			if own = left(); len(own) > flatRules {
-				c.crowded(between(all, common(own[0], own[len(own)-1])))
+				c.crowded(all.between(common(own[0].addr, own[len(own)-1].addr)))
 				own = left()
 			}
 			own = c.filled(own)
 		}
 		for _, a := range own {
-			alone = append(alone, source{prefix: host(a), exit: e})
+			alone = append(alone, source{prefix: host(a.addr), exit: e})
 		}
 		shared = append(shared, c.found...)
 	}
 	return alone, shared
-}
-
-// hostAddresses are all addresses of the host in a family, in order.
-func (b *builder) hostAddresses(f state.Family) []netip.Addr {
-	var all []netip.Addr
-	for _, a := range b.facts.Addresses {
-		if family(a.Prefix.Addr()) == f {
-			all = append(all, a.Prefix.Addr())
-		}
-	}
-	slices.SortFunc(all, netip.Addr.Compare)
-	return slices.Compact(all)
 }
 
 // ampleNetworks are the networks that hold many of the exit's addresses, without those
@@ -171,12 +188,12 @@ func comparePrefixes(p, q netip.Prefix) int {
 	return cmp.Or(p.Addr().Compare(q.Addr()), cmp.Compare(p.Bits(), q.Bits()))
 }
 
-// between is the part of sorted addresses that a prefix holds.
-func between(all []netip.Addr, p netip.Prefix) []netip.Addr {
-	from, _ := slices.BinarySearchFunc(all, p.Addr(), netip.Addr.Compare)
+// between is the part of the addresses that a prefix holds.
+func (all hostAddresses) between(p netip.Prefix) hostAddresses {
+	from, _ := slices.BinarySearchFunc(all, p.Addr(), func(x hostAddress, a netip.Addr) int { return x.addr.Compare(a) })
 	all = all[from:]
-	n, _ := slices.BinarySearchFunc(all, p, func(a netip.Addr, p netip.Prefix) int {
-		if p.Contains(a) {
+	n, _ := slices.BinarySearchFunc(all, p, func(x hostAddress, p netip.Prefix) int {
+		if p.Contains(x.addr) {
 			return -1
 		}
 		return 1
@@ -187,17 +204,20 @@ func between(all []netip.Addr, p netip.Prefix) []netip.Addr {
 // cover finds prefixes that stand for many addresses of an exit.
 type cover struct {
 	exit  *Exit
-	mine  func(netip.Addr) bool
 	found []source
-	done  map[netip.Addr]bool // addresses that found stands for
+}
+
+// mine reports whether an address is the exit's, and a role decides nothing about it.
+func (c *cover) mine(a *hostAddress) bool {
+	return a.exit == c.exit && !slices.Contains(c.exit.vips, a.addr)
 }
 
 // within covers the exit's addresses among those of the host in a prefix, by the fewest
 // parts of it that hold no other.
-func (c *cover) within(p netip.Prefix, addresses []netip.Addr) {
+func (c *cover) within(p netip.Prefix, addresses hostAddresses) {
 	mine := 0
-	for _, a := range addresses {
-		if c.mine(a) {
+	for i := range addresses {
+		if c.mine(&addresses[i]) {
 			mine++
 		}
 	}
@@ -206,7 +226,7 @@ func (c *cover) within(p netip.Prefix, addresses []netip.Addr) {
 		return // one has a rule of its own
 	case mine < len(addresses):
 		low, high := halves(p)
-		n := len(between(addresses, low))
+		n := len(addresses.between(low))
 		c.within(low, addresses[:n])
 		c.within(high, addresses[n:])
 		return
@@ -216,18 +236,22 @@ func (c *cover) within(p netip.Prefix, addresses []netip.Addr) {
 
 // crowded covers addresses of the exit by prefixes that hold no other one of the host's,
 // and are full to some part.
-func (c *cover) crowded(addresses []netip.Addr) {
+func (c *cover) crowded(addresses hostAddresses) {
 	if len(addresses) < 2 {
 		return
 	}
-	p := common(addresses[0], addresses[len(addresses)-1])
+	p := common(addresses[0].addr, addresses[len(addresses)-1].addr)
 	places := p.Addr().BitLen() - p.Bits() // as a power of two
-	if places-(bits.Len(uint(len(addresses)))-1) <= spareBits && !slices.ContainsFunc(addresses, func(a netip.Addr) bool { return !c.mine(a) || c.done[a] }) {
+	dense := places-(bits.Len(uint(len(addresses)))-1) <= spareBits
+	for i := 0; dense && i < len(addresses); i++ {
+		dense = c.mine(&addresses[i]) && !addresses[i].done
+	}
+	if dense {
 		c.take(source{prefix: p, exit: c.exit, host: len(addresses)>>places == 0}, addresses)
 		return
 	}
 	low, _ := halves(p)
-	n := len(between(addresses, low))
+	n := len(addresses.between(low))
 	c.crowded(addresses[:n])
 	c.crowded(addresses[n:])
 }
@@ -242,17 +266,18 @@ func common(a, b netip.Addr) netip.Prefix {
 }
 
 // filled covers runs of sorted addresses that fill a prefix, and returns the rest.
-func (c *cover) filled(own []netip.Addr) (rest []netip.Addr) {
+func (c *cover) filled(own []*hostAddress) (rest []*hostAddress) {
 	for len(own) > 0 {
 		run := 1
-		for run < len(own) && own[run-1].Next() == own[run] {
+		for run < len(own) && own[run-1].addr.Next() == own[run].addr {
 			run++
 		}
-		bits := own[0].BitLen()
+		first := own[0].addr
+		bits := first.BitLen()
 		n := 1
 		for n*2 <= run && c.mine(own[0]) {
-			wider := netip.PrefixFrom(own[0], bits-1).Masked()
-			if wider.Addr() != own[0] || slices.ContainsFunc(own[n:n*2], func(a netip.Addr) bool { return !c.mine(a) }) {
+			wider := netip.PrefixFrom(first, bits-1).Masked()
+			if wider.Addr() != first || slices.ContainsFunc(own[n:n*2], func(a *hostAddress) bool { return !c.mine(a) }) {
 				break
 			}
 			bits, n = bits-1, n*2
@@ -260,20 +285,17 @@ func (c *cover) filled(own []netip.Addr) (rest []netip.Addr) {
 		if n == 1 {
 			rest = append(rest, own[0])
 		} else {
-			c.take(source{prefix: netip.PrefixFrom(own[0], bits), exit: c.exit}, own[:n])
+			c.found = append(c.found, source{prefix: netip.PrefixFrom(first, bits), exit: c.exit})
 		}
 		own = own[n:]
 	}
 	return rest
 }
 
-func (c *cover) take(s source, addresses []netip.Addr) {
+func (c *cover) take(s source, addresses hostAddresses) {
 	c.found = append(c.found, s)
-	if c.done == nil {
-		c.done = make(map[netip.Addr]bool, len(addresses))
-	}
-	for _, a := range addresses {
-		c.done[a] = true
+	for i := range addresses {
+		addresses[i].done = true
 	}
 }
 
