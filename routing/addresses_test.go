@@ -3,6 +3,7 @@ package routing
 import (
 	"encoding/binary"
 	"fmt"
+	"maps"
 	"math/rand/v2"
 	"net/netip"
 	"slices"
@@ -215,5 +216,35 @@ func TestCrowdedAddressesShareRules(t *testing.T) {
 		if full := r.From == netip.MustParsePrefix("10.3.0.0/28"); r.From.IsValid() && !r.From.IsSingleIP() && (r.IIF == "lo") == full {
 			t.Errorf("%s: what others forward from between the addresses is theirs, and only then", r)
 		}
+	}
+}
+
+// TestByEndInAnyOrder: whatever the order of the host's addresses, each interface and
+// family has its own, in that order, and the host's list stays as it is.
+func TestByEndInAnyOrder(t *testing.T) {
+	var all []state.Address
+	for _, link := range []string{"em1", "em2", "em3"} {
+		for i := range 6 {
+			all = append(all,
+				state.Address{Link: link, Prefix: netip.MustParsePrefix(fmt.Sprintf("10.0.%d.%d/24", len(all), i)), LinkLocal: i == 3},
+				state.Address{Link: link, Prefix: netip.MustParsePrefix(fmt.Sprintf("2001:db8:%d::%d/64", len(all), i)), LinkLocal: i == 1})
+		}
+	}
+	r := rand.New(rand.NewPCG(1, 2))
+	for range 200 {
+		want := map[end][]state.Address{}
+		for _, a := range all {
+			if at := (end{a.Link, family(a.Prefix.Addr())}); !a.LinkLocal {
+				want[at] = append(want[at], a)
+			}
+		}
+		before := slices.Clone(all)
+		if got := byEnd(all); !maps.EqualFunc(got, want, slices.Equal[[]state.Address]) {
+			t.Fatalf("of %+v\ngot %+v\nwant %+v", all, got, want)
+		}
+		if !slices.Equal(all, before) {
+			t.Fatal("the host's list is another")
+		}
+		r.Shuffle(len(all), func(i, j int) { all[i], all[j] = all[j], all[i] })
 	}
 }

@@ -61,6 +61,7 @@ func exits(c *profiles.Config, t Tables, f state.Facts) []*Exit {
 		return m
 	})
 	usable := func(a netip.Addr) bool { return all()[a] }
+	here := byEnd(f.Addresses)
 	for i := range c.Uplinks {
 		u := &c.Uplinks[i]
 		table, _ := t.Number(u.Name)
@@ -68,7 +69,7 @@ func exits(c *profiles.Config, t Tables, f state.Facts) []*Exit {
 			if !u.Gateway.None && !u.Gateway.Auto && !given(u.Gateway, fam).IsValid() {
 				continue
 			}
-			e := &Exit{Uplink: u.Name, Family: fam, Interface: u.Interface, Table: table, profile: u, vips: vips}
+			e := &Exit{Uplink: u.Name, Family: fam, Interface: u.Interface, Table: table, profile: u, vips: vips, here: here[end{u.Interface, fam}]}
 			e.look(f, usable)
 			out = append(out, e)
 		}
@@ -96,7 +97,6 @@ func (e *Exit) look(f state.Facts, usable func(netip.Addr) bool) {
 		return
 	}
 	e.link = f.Links[i]
-	e.here = e.addressesOn(f)
 	e.follow()
 	via, why := e.wayOut(f)
 	if !e.link.Up && why != unused {
@@ -233,24 +233,33 @@ func (e *Exit) reach(via netip.Addr, f state.Facts) (onLink bool, why string) {
 		via, e.Interface, e.networksOf(), via, e.Interface)
 }
 
-// addressesOn are all the interface's addresses of the family that are for the world.
-func (e *Exit) addressesOn(f state.Facts) []state.Address {
-	mine := func(a state.Address) bool {
-		return a.Link == e.Interface && family(a.Prefix.Addr()) == e.Family && !a.LinkLocal
-	}
-	n := 0
-	for i := range f.Addresses {
-		if mine(f.Addresses[i]) {
-			n++
+// end is one interface in one family.
+type end struct {
+	link   string
+	family state.Family
+}
+
+// byEnd gathers the addresses that are for the world. The kernel lists those of an
+// interface one after the other, so that most lists are parts of all, and not copied.
+func byEnd(all []state.Address) map[end][]state.Address {
+	found := map[end][]state.Address{}
+	for from, to := 0, 0; from < len(all); from = to {
+		first := &all[from]
+		at := end{first.Link, family(first.Prefix.Addr())}
+		for to = from + 1; to < len(all); to++ {
+			if a := &all[to]; a.Link != at.link || a.LinkLocal != first.LinkLocal || family(a.Prefix.Addr()) != at.family {
+				break
+			}
+		}
+		switch {
+		case first.LinkLocal:
+		case found[at] == nil:
+			found[at] = all[from:to:to]
+		default:
+			found[at] = append(found[at], all[from:to]...)
 		}
 	}
-	out := make([]state.Address, 0, n)
-	for i := range f.Addresses {
-		if mine(f.Addresses[i]) {
-			out = append(out, f.Addresses[i])
-		}
-	}
-	return out
+	return found
 }
 
 func (e *Exit) networksOf() string {
