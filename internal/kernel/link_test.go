@@ -95,7 +95,7 @@ addr add 2001:db8:2::5/64 dev em2
 			addresses = append(addresses, want)
 		}
 	}
-	if len(links) != 7 || len(addresses) < 13 {
+	if len(links) < 7 || len(addresses) < 13 {
 		t.Fatalf("ip tells of %d links and %d addresses: this test looks at too few", len(links), len(addresses))
 	}
 	if !slices.Equal(h.links.all(), links) {
