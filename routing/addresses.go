@@ -107,7 +107,7 @@ func (all hostAddresses) of(e *Exit) iter.Seq[*hostAddress] {
 		at := 0
 		for _, a := range e.Addresses {
 			if at == len(all) || all[at].addr != a {
-				at, _ = slices.BinarySearchFunc(all, a, func(x hostAddress, a netip.Addr) int { return x.addr.Compare(a) })
+				at = all.from(a)
 			}
 			if !yield(&all[at]) {
 				return
@@ -115,6 +115,12 @@ func (all hostAddresses) of(e *Exit) iter.Seq[*hostAddress] {
 			at++
 		}
 	}
+}
+
+// from is the position of an address, or of the first one above it.
+func (all hostAddresses) from(a netip.Addr) int {
+	at, _ := slices.BinarySearchFunc(all, a, func(x hostAddress, a netip.Addr) int { return x.addr.Compare(a) })
+	return at
 }
 
 // sourcesOf lists the rules about the addresses of a family: those about one address,
@@ -190,8 +196,7 @@ func comparePrefixes(p, q netip.Prefix) int {
 
 // between is the part of the addresses that a prefix holds.
 func (all hostAddresses) between(p netip.Prefix) hostAddresses {
-	from, _ := slices.BinarySearchFunc(all, p.Addr(), func(x hostAddress, a netip.Addr) int { return x.addr.Compare(a) })
-	all = all[from:]
+	all = all[all.from(p.Addr()):]
 	n, _ := slices.BinarySearchFunc(all, p, func(x hostAddress, p netip.Prefix) int {
 		if p.Contains(x.addr) {
 			return -1

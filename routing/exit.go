@@ -53,14 +53,14 @@ func host(a netip.Addr) netip.Prefix { return netip.PrefixFrom(a, a.BitLen()) }
 func exits(c *profiles.Config, t Tables, f state.Facts) []*Exit {
 	var out []*Exit
 	vips := c.VIPs()
-	all := sync.OnceValue(func() map[netip.Addr]bool {
+	// Mostly nobody asks: main's routes start from the address that the exit has chosen.
+	usable := sync.OnceValue(func() map[netip.Addr]bool {
 		m := make(map[netip.Addr]bool, len(f.Addresses))
 		for _, a := range f.Addresses {
 			m[a.Prefix.Addr()] = m[a.Prefix.Addr()] || !a.Tentative
 		}
 		return m
 	})
-	usable := func(a netip.Addr) bool { return all()[a] }
 	here := byEnd(f.Addresses)
 	for i := range c.Uplinks {
 		u := &c.Uplinks[i]
@@ -85,9 +85,9 @@ func given(g profiles.Gateway, f state.Family) netip.Addr {
 	return g.IPv4
 }
 
-// look fills the exit from the facts. usable reports whether an address is one of the
-// host's that packets may start from.
-func (e *Exit) look(f state.Facts, usable func(netip.Addr) bool) {
+// look fills the exit from the facts. usable are the host's addresses that packets may
+// start from.
+func (e *Exit) look(f state.Facts, usable func() map[netip.Addr]bool) {
 	last, known := f.Known[e.key()]
 	// A point-to-point way out says nothing about a gateway that is to be learned.
 	e.Active = known && (last.IsValid() || e.profile.Gateway.None || !given(e.profile.Gateway, e.Family).IsValid() && e.isPointToPoint(f))
@@ -308,7 +308,7 @@ func (e *Exit) source(via netip.Addr) netip.Addr {
 
 // surround takes over what main knows of the interface, so that the uplink's
 // table sends a neighbour's packets to the neighbour.
-func (e *Exit) surround(f state.Facts, usable func(netip.Addr) bool) {
+func (e *Exit) surround(f state.Facts, usable func() map[netip.Addr]bool) {
 	lowest := map[netip.Prefix]state.Route{}
 	for _, r := range f.Main {
 		hop, ok := r.Hops.Single()
@@ -331,9 +331,7 @@ func (e *Exit) surround(f state.Facts, usable func(netip.Addr) bool) {
 		switch {
 		case e.Family == state.IPv6 && r.Dst.Addr().IsLinkLocalUnicast():
 			src = netip.Addr{}
-		case src.IsValid() && src == e.src:
-			// The first of the uplink's own, which is the rule.
-		case !src.IsValid() || !usable(src):
+		case !src.IsValid() || src != e.src && !usable()[src]:
 			next := hop.Via
 			if !next.IsValid() {
 				next = r.Dst.Addr()
