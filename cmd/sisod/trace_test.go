@@ -100,7 +100,7 @@ func (tr *tracer) run(argv []string, stdout, stderr uintptr) (code int, err erro
 	tr.leader, err = syscall.ForkExec(argv[0], argv, &syscall.ProcAttr{
 		Env:   append(os.Environ(), "GOMAXPROCS=1"),
 		Files: []uintptr{null.Fd(), stdout, stderr},
-		Sys:   &syscall.SysProcAttr{Ptrace: true},
+		Sys:   &syscall.SysProcAttr{Ptrace: true, Setpgid: true},
 	})
 	if err != nil {
 		return 0, err
@@ -108,8 +108,9 @@ func (tr *tracer) run(argv []string, stdout, stderr uintptr) (code int, err erro
 	first := true
 	for {
 		var status unix.WaitStatus
-		// __WNOTHREAD: other tests' children are theirs.
-		pid, err := unix.Wait4(-1, &status, unix.WALL|unix.WNOTHREAD, nil)
+		// A group of its own, and __WNOTHREAD: other tests' children are theirs, those too
+		// that this thread began for them before.
+		pid, err := unix.Wait4(-tr.leader, &status, unix.WALL|unix.WNOTHREAD, nil)
 		if errors.Is(err, unix.EINTR) {
 			continue
 		}
